@@ -1,0 +1,46 @@
+"""The control: softmax attention as the teacher computes it.
+
+out_t = sum_{s <= t} softmax_s(scaling q_t . k_s) v_s
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State, repeat_heads
+
+
+class Softmax(Mechanism):
+    source = "https://arxiv.org/abs/1706.03762"
+    growth = "linear"
+    cost = "S D"
+
+    class Options(MechanismOptions):
+        pass
+
+    def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
+        k, v = x.k, x.v
+        if state is not None:
+            k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)
+        new, seen = x.q.shape[2], k.shape[2]
+        bias = None if new in (1, seen) else torch.ones(new, seen, dtype=torch.bool, device=k.device).tril(seen - new)
+        out = F.scaled_dot_product_attention(
+            x.q, k, v, bias, is_causal=1 < new == seen, scale=self.geometry.scaling, enable_gqa=True
+        )
+        return out, (k, v)
+
+    def reference(self, x: Inputs) -> Tensor:
+        heads = x.q.shape[1]
+        k, v = repeat_heads(x.k, heads), repeat_heads(x.v, heads)
+        outs = []
+        for t in range(x.q.shape[2]):
+            scores = torch.einsum("bhd,bhsd->bhs", x.q[:, :, t], k[:, :, : t + 1]) * self.geometry.scaling
+            outs.append(torch.einsum("bhs,bhsd->bhd", scores.softmax(-1), v[:, :, : t + 1]))
+        return torch.stack(outs, dim=2)
+
+    def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
+        return 2 * batch * self.geometry.kv_heads * length * self.geometry.head_dim * dtype.itemsize
+
+    @classmethod
+    def limit(cls, length: int) -> Options:
+        return cls.Options()
