@@ -89,6 +89,8 @@ class Mechanism(nn.Module):
     """Work per token in the letters above, for `attnopt mechanisms`."""
     control: ClassVar[Literal["leaks"] | None] = None
     """Set on negative controls, which never enter a ranking."""
+    normalised: ClassVar[bool] = True
+    """Whether the output is an average of values, so that v = 1 gives out = 1."""
 
     class Options(MechanismOptions):
         pass
