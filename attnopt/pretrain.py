@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnopt.corpus import split_documents
 from attnopt.wiki import sample_articles, undo_wikitext
 
 VOCAB, BLOCK, BATCH = 4096, 256, 32
@@ -23,13 +24,6 @@ END = "<|endoftext|>"
 SHAPE = {"n_embd": 256, "n_layer": 4, "n_head": 4}
 
 
-def split_articles(documents: list) -> dict[str, list]:
-    """80/10/10 by document in a fixed order: of every ten, the ninth is valid and the tenth is test."""
-    named = {8: "valid", 9: "test"}
-    splits: dict[str, list] = {"train": [], "valid": [], "test": []}
-    for i, document in enumerate(documents):
-        splits[named.get(i % 10, "train")].append(document)
-    return splits
 
 
 def train_tokenizer(texts: list[str]):
@@ -103,7 +97,7 @@ def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, checkp
     """
     from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
-    splits = split_articles([text for _, text in sample_articles()])
+    splits = split_documents([text for _, text in sample_articles()])
     wiki_texts = re.split(r"\n\n(?== )", undo_wikitext((wikitext / "train.txt").read_text(encoding="utf-8")))
     texts = splits["train"] + wiki_texts
     tokenizer = train_tokenizer(texts)

@@ -1,0 +1,147 @@
+"""Text to blocks of tokens: three sources, one format on disk."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attnopt import wiki
+from attnopt.errors import UserError
+from attnopt.files import read_json, sha256, write_json
+from attnopt.params import CorpusParams
+
+SPLITS = ("train", "valid", "test")
+Documents = dict[str, list[str]]
+
+
+def documents(params: CorpusParams) -> Documents:
+    """The documents of every split. Raises UserError naming the key or file where there are none to be had."""
+    sources: dict[str, Callable[[CorpusParams], Documents]] = {"enwiki-sample": _enwiki, "hub": _hub, "files": _files}
+    found = sources[params.source](params)
+    for split in SPLITS:
+        if not any(text.strip() for text in found[split]):
+            raise UserError(f"corpus.source {params.source}: the {split} split is empty")
+    return found
+
+
+def split_documents(texts: list[str]) -> Documents:
+    """80/10/10 by document in a fixed order: of every ten, the ninth is valid and the tenth is test."""
+    named = {8: "valid", 9: "test"}
+    splits: Documents = {split: [] for split in SPLITS}
+    for i, text in enumerate(texts):
+        splits[named.get(i % 10, "train")].append(text)
+    return splits
+
+
+def _enwiki(params: CorpusParams) -> Documents:
+    return split_documents([text for _, text in wiki.sample_articles()])
+
+
+def _files(params: CorpusParams) -> Documents:
+    folder = Path(str(params.path))
+    if not folder.is_dir():
+        raise UserError(f"corpus.path: {folder} is no folder")
+    found = {}
+    for split in SPLITS:
+        path = folder / f"{split}.txt"
+        try:
+            found[split] = articles(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"corpus.path: {path} is missing; train.txt, valid.txt and test.txt are needed") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from None
+    return found
+
+
+def articles(text: str) -> list[str]:
+    """WikiText's articles, each from its title line on; any other text is one document."""
+    return [part for part in re.split(r"(?m)^(?= = [^=\n]+ = $)", text) if part.strip()]
+
+
+def _hub(params: CorpusParams) -> Documents:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        found = load_dataset(str(params.id), params.config, revision=params.revision)
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"corpus.source hub: {params.id} cannot be loaded ({reason}); "
+            "with no hub at hand set corpus.source to files and corpus.path to a folder"
+        ) from None
+    names = {"train": ("train",), "valid": ("validation", "valid", "dev"), "test": ("test",)}
+    return {split: _rows(found, names[split], params) for split in SPLITS}
+
+
+def _rows(dataset: Any, names: tuple[str, ...], params: CorpusParams) -> list[str]:
+    name = next((n for n in names if n in dataset), None)
+    if name is None:
+        raise UserError(f"corpus.id: {params.id} has no {names[0]} split; it has {', '.join(dataset)}")
+    rows = dataset[name]
+    if params.column not in rows.column_names:
+        raise UserError(f"corpus.column: {params.id} has no column '{params.column}'; it has {rows.column_names}")
+    texts = list(rows[params.column])
+    return articles("".join(texts)) if any(t.startswith(" = ") for t in texts[:50]) else texts
+
+
+def tokenize(texts: list[str], tokenizer: Any, block: int, max_tokens: int | None = None) -> tuple[np.ndarray, dict]:
+    """Blocks (n, block) of token ids, every document followed by the end-of-text token, and their statistics.
+
+    Words are counted as WikiText does, line ends included; words and bytes are those of the tokens kept.
+    """
+    end = tokenizer.eos_token_id
+    kept: list[int] = []
+    counts = {"documents": 0, "words": 0, "bytes": 0}
+    for text in texts:
+        if max_tokens is not None and len(kept) >= max_tokens:
+            break
+        kept += [*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], end]
+        counts["documents"] += 1
+        counts["words"] += len(text.split()) + text.count("\n")
+        counts["bytes"] += len(text.encode())
+    tokens = len(kept) if max_tokens is None else min(len(kept), max_tokens)
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
+    blocks = np.array(kept[: tokens // block * block], dtype=dtype).reshape(-1, block)
+    return blocks, {**counts, "tokens": len(kept), "blocks": len(blocks)}
+
+
+def write(params: CorpusParams, tokenizer: Any, out: Path) -> dict[str, Any]:
+    """Tokenise the whole corpus into the folder `out`: {split}.npy and manifest.json, which is returned.
+
+    Raises: UserError where a split does not fill one block.
+    """
+    found = documents(params)
+    splits = {}
+    for split in SPLITS:
+        limit = params.max_tokens if split == "train" else None
+        blocks, splits[split] = tokenize(found[split], tokenizer, params.block, limit)
+        if not len(blocks):
+            tokens = splits[split]["tokens"]
+            raise UserError(f"corpus: the {split} split has {tokens} tokens, fewer than one block of {params.block}")
+        np.save(out / f"{split}.npy", blocks)
+    manifest = {
+        "source": params.source,
+        "name": params.id or params.path or wiki.SAMPLE,
+        "sha256": sha256(*(text for split in SPLITS for text in found[split])),
+        "tokenizer": sha256(tokenizer.backend_tokenizer.to_str()),
+        "vocabulary": len(tokenizer),
+        "block": params.block,
+        "splits": splits,
+    }
+    write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def read(folder: Path, split: str) -> np.ndarray:
+    """The split's blocks (n, block), memory-mapped and read-only."""
+    path = folder / f"{split}.npy"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run `dvc repro tokenize` first")
+    return np.load(path, mmap_mode="r")
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "manifest.json")

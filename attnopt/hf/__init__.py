@@ -1,0 +1,1 @@
+"""The swap of attention in any Hugging Face causal language model."""

@@ -1,0 +1,148 @@
+"""The frozen original: loaded from one of four sources, fingerprinted, and its outputs cached.
+
+What is cached are the final hidden states, not logits: hidden @ W_head gives the exact dense distribution back at C
+numbers a token instead of V (for GPT-2: 1.5 KB instead of 100 KB), so no truncation and no sampling noise.
+"""
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attnopt.errors import UserError
+from attnopt.params import TeacherParams
+
+BUNDLED = "mini-gpt2"
+
+
+def load(params: TeacherParams, model: bool = True) -> tuple[Any, Any]:
+    """The teacher, in eval mode and without gradients, and its tokenizer.
+
+    Args:
+        model: False loads the tokenizer alone; the first element is then None.
+    Raises: UserError naming the key where the source is missing, cannot be reached or is no causal language model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where, options = _locate(params)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        if not model:
+            return None, tokenizer
+        dtype = getattr(torch, params.dtype)
+        net = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, attn_implementation="sdpa", **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"teacher.source {params.source}: {_name(params)} cannot be loaded: {reason}") from None
+    return net.eval().requires_grad_(False), tokenizer
+
+
+def _name(params: TeacherParams) -> str:
+    return {"bundled": BUNDLED, "hub": params.id, "path": params.path, "gguf": params.path}[params.source] or ""
+
+
+def _locate(params: TeacherParams) -> tuple[str, dict[str, Any]]:
+    """What from_pretrained takes: a folder or hub id, and its options."""
+    if params.source == "bundled":
+        return str(resources.files("attnopt") / "assets" / BUNDLED), {}
+    if params.source == "hub":
+        return str(params.id), {"revision": params.revision} if params.revision else {}
+    path = Path(str(params.path))
+    if params.source == "path":
+        if not (path / "config.json").is_file():
+            raise UserError(f"teacher.path: {path} is no model folder (it has no config.json)")
+        return str(path), {}
+    file = path if path.suffix == ".gguf" else _gguf_of_package(str(params.path))
+    if not file.is_file():
+        raise UserError(f"teacher.path: {file} does not exist")
+    return str(file.parent), {"gguf_file": file.name}
+
+
+def _gguf_of_package(name: str) -> Path:
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    files = sorted(Path(p) for root in (spec.submodule_search_locations if spec else None) or [] for p in Path(root).rglob("*.gguf"))
+    if not files:
+        raise UserError(f"teacher.path: '{name}' is neither a .gguf file nor an installed package that carries one")
+    return files[0]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 over the names, shapes and values of all weights: which teacher a student belongs to."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """The teacher's shape, for manifests and the report."""
+    config = model.config
+    heads = config.num_attention_heads
+    return {
+        "architecture": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": config.num_hidden_layers,
+        "heads": heads,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "hidden": config.hidden_size,
+        "vocab": config.vocab_size,
+        "positions": config.max_position_embeddings,
+    }
+
+
+@dataclass(frozen=True)
+class Head:
+    """The map from final hidden states to logits: scale * hidden @ weight^T + bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(..., C) to (..., V)."""
+        return nn.functional.linear(hidden * self.scale if self.scale != 1 else hidden, self.weight, self.bias)
+
+
+def head_of(model: Any) -> Head:
+    """The model's head. Raises UserError where logits are more than a linear map of the hidden states."""
+    module = model.get_output_embeddings()
+    config = model.config
+    scale = float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1))
+    head = Head(module.weight, getattr(module, "bias", None), scale)
+    with torch.no_grad():
+        ids = torch.arange(4, device=model.device)[None]
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        if not torch.allclose(head(hidden_states(model, ids)).float(), logits, rtol=1e-2, atol=1e-2):
+            raise UserError(f"{type(model).__name__} cannot be distilled: its logits are no linear map of its output")
+    return head
+
+
+def hidden_states(model: Any, ids: Tensor) -> Tensor:
+    """(B, T) token ids to the final hidden states (B, T, C), the head's input."""
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+@torch.no_grad()
+def cache_hidden(model: Any, blocks: np.ndarray, out: Path, batch: int = 16, progress: Any = iter) -> int:
+    """Write the final hidden states of all blocks as a float16 array (blocks, T, C); returns bytes per token.
+
+    Raises: UserError where a value does not fit float16.
+    """
+    shape = (*blocks.shape, model.config.hidden_size)
+    cached = np.lib.format.open_memmap(out, mode="w+", dtype=np.float16, shape=shape)
+    for start in progress(range(0, len(blocks), batch)):
+        ids = torch.from_numpy(blocks[start : start + batch].astype(np.int64)).to(model.device)
+        hidden = hidden_states(model, ids).float()
+        if hidden.abs().max() > torch.finfo(torch.float16).max:
+            raise UserError("teacher.logits hidden: hidden states exceed float16; set teacher.logits to online")
+        cached[start : start + batch] = hidden.half().cpu().numpy()
+    cached.flush()
+    return 2 * shape[-1]
