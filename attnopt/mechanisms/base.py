@@ -139,6 +139,11 @@ class Mechanism(nn.Module):
         """Options at which it equals softmax on sequences up to `length`; None where there are none."""
         return None
 
+    @classmethod
+    def conformance_options(cls) -> dict[str, Any]:
+        """Option sets, by name, that together exercise each branch and backend: what the conformance suite runs."""
+        return {"default": cls.Options()}
+
     def _extend_rows(self, x: Inputs, state: State) -> tuple[Tensor, "Rows"]:
         """Each row on its own, padding cut out: as slow as it is obvious, and right for every mechanism."""
         batch, _, tokens, _ = x.q.shape
