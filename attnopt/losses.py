@@ -8,6 +8,7 @@ is tau^2 * divergence + ce_weight * CE, a mean over tokens (never over sequences
     jsd      KL(p || m) / 2 + KL(q || m) / 2, m = (p + q) / 2       q (log q - log m - KL(q || m)) / 2
 """
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence) -> tuple[Tensor, 
         ratio = log_q - log_p
         value = (q * ratio).sum(-1)
         return value, q * (ratio - value[:, None])
-    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0))
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     to_p, to_q = (p * (log_p - log_m)).sum(-1), (q * (log_q - log_m)).sum(-1)
     return (to_p + to_q) / 2, q * (log_q - log_m - to_q[:, None]) / 2
 
@@ -56,7 +57,10 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         student = Head(weight, bias, scale)
         tokens, tau = len(hidden), spec.temperature
-        grads = [torch.zeros_like(t) if needed else None for t, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)]
+        grads = [
+            torch.zeros_like(t) if needed else None
+            for t, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+        ]
         loss = kl = torch.zeros((), device=hidden.device)
         for i in range(0, tokens, spec.chunk):
             part = slice(i, i + spec.chunk)

@@ -24,8 +24,6 @@ END = "<|endoftext|>"
 SHAPE = {"n_embd": 256, "n_layer": 4, "n_head": 4}
 
 
-
-
 def train_tokenizer(texts: list[str]):
     """Byte-level BPE of 4096 pieces, GPT-2's pre-tokenisation; <|endoftext|> is id 0."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -66,7 +66,11 @@ def _locate(params: TeacherParams) -> tuple[str, dict[str, Any]]:
 
 def _gguf_of_package(name: str) -> Path:
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    files = sorted(Path(p) for root in (spec.submodule_search_locations if spec else None) or [] for p in Path(root).rglob("*.gguf"))
+    files = sorted(
+        Path(p)
+        for root in (spec.submodule_search_locations if spec else None) or []
+        for p in Path(root).rglob("*.gguf")
+    )
     if not files:
         raise UserError(f"teacher.path: '{name}' is neither a .gguf file nor an installed package that carries one")
     return files[0]

@@ -28,9 +28,7 @@ class _Call(NamedTuple):
     cache: StateLayer | None
 
 
-def attach(
-    model: Any, cls: type[Mechanism], options: Any, layers: Iterable[int] | None = None, seed: int = 0
-) -> Any:
+def attach(model: Any, cls: type[Mechanism], options: Any, layers: Iterable[int] | None = None, seed: int = 0) -> Any:
     """Replace softmax in `model`'s attention layers by a mechanism; the other layers keep softmax.
 
     Args:

@@ -1,0 +1,75 @@
+"""How far a student is from its teacher: dense, both directions, on held-out text."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnopt.losses import divergence
+from attnopt.teacher import Head, hidden_states
+
+SUMS = ("kl_forward", "kl_reverse", "jsd", "top1_agreement", "ce", "teacher_ce")
+
+
+def compare(log_p: Tensor, log_q: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Per token (N,), from log-distributions (N, V) of teacher and student: divergences in nats, agreement, losses."""
+    return {
+        "kl_forward": divergence(log_p, log_q, "forward")[0],
+        "kl_reverse": divergence(log_p, log_q, "reverse")[0],
+        "jsd": divergence(log_p, log_q, "jsd")[0],
+        "top1_agreement": (log_p.argmax(-1) == log_q.argmax(-1)).float(),
+        "ce": -log_q.gather(-1, targets[:, None])[:, 0],
+        "teacher_ce": -log_p.gather(-1, targets[:, None])[:, 0],
+    }
+
+
+@torch.no_grad()
+def per_token(
+    student: Any,
+    head: Head,
+    teacher_hidden: Callable[[slice, Tensor], Tensor],
+    teacher_head: Head,
+    blocks: np.ndarray,
+    batch: int = 16,
+    progress: Any = iter,
+) -> dict[str, np.ndarray]:
+    """Every measure of `compare` as an array (blocks, T - 1), in float32 and without autocast.
+
+    Args:
+        teacher_hidden: gives the teacher's final hidden states (b, T, C) of a slice of the blocks, and their ids.
+    """
+    device = head.weight.device
+    found: dict[str, list[Tensor]] = {name: [] for name in SUMS}
+    for start in progress(range(0, len(blocks), batch)):
+        part = slice(start, start + batch)
+        ids = torch.from_numpy(blocks[part].astype(np.int64)).to(device)
+        ours, theirs = hidden_states(student, ids)[:, :-1], teacher_hidden(part, ids)[:, :-1]
+        for row in range(len(ids)):
+            log_p = torch.log_softmax(teacher_head(theirs[row].to(teacher_head.weight.dtype)).float(), -1)
+            log_q = torch.log_softmax(head(ours[row]).float(), -1)
+            for name, values in compare(log_p, log_q, ids[row, 1:]).items():
+                found[name].append(values.cpu())
+    return {name: torch.stack(values).numpy() for name, values in found.items()}
+
+
+def summary(tokens: dict[str, np.ndarray], split: dict[str, int]) -> dict[str, Any]:
+    """Means over tokens, standard errors over blocks, perplexities per token, word and byte, KL by position.
+
+    Args:
+        tokens: what `per_token` returned.
+        split: the split's manifest entry, whose words and bytes per token turn token into word and byte perplexity.
+    """
+    mean = {name: float(values.mean(dtype=np.float64)) for name, values in tokens.items()}
+    of_blocks = tokens["kl_forward"].mean(1, dtype=np.float64)
+    se = float(of_blocks.std(ddof=1) / math.sqrt(len(of_blocks))) if len(of_blocks) > 1 else None
+    result: dict[str, Any] = {"tokens": tokens["ce"].size, "blocks": len(of_blocks), **mean, "kl_forward_se": se}
+    for unit in ("token", "word", "byte"):
+        per_unit = 1.0 if unit == "token" else split["tokens"] / split[f"{unit}s"]
+        result[f"ppl_{unit}"] = math.exp(mean["ce"] * per_unit)
+        result[f"teacher_ppl_{unit}"] = math.exp(mean["teacher_ce"] * per_unit)
+    result["ppl_ratio"] = result["ppl_token"] / result["teacher_ppl_token"]
+    result["kl_by_position"] = [round(float(x), 6) for x in tokens["kl_forward"].mean(0, dtype=np.float64)]
+    return result
