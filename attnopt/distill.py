@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from attnopt.teacher import head_of, hidden_states
 
 @dataclass
 class Material:
-    """What a run learns from: the teacher, its blocks (n, T), and its cached hidden states (n, T, C) where there are."""
+    """What a run learns from: the teacher, blocks (n, T), and the teacher's hidden states (n, T, C) where cached."""
 
     teacher: Any
     train: np.ndarray
@@ -99,13 +100,8 @@ class Trainer:
     def valid_kl(self) -> float:
         """Forward KL on the first valid blocks, in nats per token."""
         blocks = self.material.valid[: self.params.valid_blocks]
-        tokens = evaluate.per_token(
-            self.student,
-            self.head,
-            lambda part, ids: self.material.hidden("valid", part, ids),
-            self.teacher_head,
-            blocks,
-        )
+        theirs = partial(self.material.hidden, "valid")
+        tokens = evaluate.per_token(self.student, self.head, theirs, self.teacher_head, blocks)
         return float(tokens["kl_forward"].mean(dtype=np.float64))
 
     def trained_parameters(self) -> int:

@@ -1,7 +1,7 @@
 """Distillation losses on hidden states: the (tokens, vocabulary) logits exist one chunk at a time.
 
-With p the teacher's and q the student's next-token distribution at temperature tau, s the student's logits, the loss
-is tau^2 * divergence + ce_weight * CE, a mean over tokens (never over sequences). The gradients with respect to s / tau:
+With p the teacher's and q the student's next-token distribution at temperature tau and s the student's logits, the
+loss is tau^2 * divergence + ce_weight * CE, a mean over tokens (never over sequences). Gradients in s / tau:
 
     forward  KL(p || q)                     q - p
     reverse  KL(q || p)                     q (log q - log p - KL)
@@ -57,10 +57,8 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         student = Head(weight, bias, scale)
         tokens, tau = len(hidden), spec.temperature
-        grads = [
-            torch.zeros_like(t) if needed else None
-            for t, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
-        ]
+        inputs = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        grads = [torch.zeros_like(t) if t is not None and needed else None for t, needed in inputs]
         loss = kl = torch.zeros((), device=hidden.device)
         for i in range(0, tokens, spec.chunk):
             part = slice(i, i + spec.chunk)
@@ -94,7 +92,7 @@ def _accumulate(grads: list, part: slice, grad: Tensor, hidden: Tensor, weight: 
         grads[0][part] = grad @ weight
     if grads[1] is not None:
         grads[1] += grad.T @ hidden
-    if len(grads) > 2 and grads[2] is not None:
+    if grads[2] is not None:
         grads[2] += grad.sum(0) / scale
 
 

@@ -32,7 +32,7 @@ def attach(model: Any, cls: type[Mechanism], options: Any, layers: Iterable[int]
     """Replace softmax in `model`'s attention layers by a mechanism; the other layers keep softmax.
 
     Args:
-        model: a Hugging Face causal language model of its own (its config is changed: do not share it with the teacher).
+        model: a Hugging Face causal language model; its config is changed, so it must not be shared with the teacher.
         cls, options: the mechanism and an instance of its Options.
         layers: indices of the layers to replace; None replaces all.
         seed: of what the mechanism draws at construction (random features).
