@@ -89,8 +89,10 @@ class Mechanism(nn.Module):
     """Work per token in the letters above, for `attnopt mechanisms`."""
     control: ClassVar[Literal["leaks"] | None] = None
     """Set on negative controls, which never enter a ranking."""
-    normalised: ClassVar[bool] = True
+    normalised: bool = True
     """Whether the output is an average of values, so that v = 1 gives out = 1."""
+    working: Literal["linear", "quadratic"] = "linear"
+    """How the memory of a training pass grows with the length of the sequence."""
 
     class Options(MechanismOptions):
         pass
