@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnopt import evaluate
+from attnopt import evaluate, mechanisms
 from attnopt import student as students
 from attnopt.checkpoint import Checkpoint
 from attnopt.device import autocast, memory, precision, resolve
@@ -22,20 +22,24 @@ from attnopt.losses import LossSpec, distillation_loss
 from attnopt.params import DistillParams, Variant
 from attnopt.teacher import head_of, hidden_states
 
+HISTORY = (
+    "step", "tokens", "loss", "kl", "valid_kl", "lr", "grad_norm", "tokens_per_s", "wall_s", "cpu_s",
+    "rss_mib", "gpu_allocated_mib", "gpu_reserved_mib",
+)  # fmt: skip
+COEFFICIENTS = ("step", "layer", "head", "name", "value")
+
 
 @dataclass
 class Material:
-    """What a run learns from: the teacher, blocks (n, T), and the teacher's hidden states (n, T, C) where cached."""
+    """What a run learns from: the teacher, each split's blocks (n, T), and its hidden states (n, T, C) where cached."""
 
     teacher: Any
-    train: np.ndarray
-    valid: np.ndarray
-    train_hidden: np.ndarray | None = None
-    valid_hidden: np.ndarray | None = None
+    blocks: dict[str, np.ndarray]
+    cached: dict[str, np.ndarray | None]
 
     def hidden(self, split: str, rows: Any, ids: Tensor) -> Tensor:
         """(b, T, C) the teacher's final hidden states for the rows of a split, cached or computed."""
-        cached = getattr(self, f"{split}_hidden")
+        cached = self.cached[split]
         if cached is None:
             with torch.no_grad():
                 return hidden_states(self.teacher, ids)
@@ -78,7 +82,8 @@ class Trainer:
         self.student = students.build(material.teacher, variant, seed).to(self.device)
         self.teacher_head, self.head = head_of(material.teacher), head_of(self.student)
         self.own, self.others = students.choose_trainable(self.student, self.params.train)
-        self.steps = total_steps(self.params, len(material.train)) if self.own or self.others else 0
+        self.blocks = material.blocks["train"]
+        self.steps = total_steps(self.params, len(self.blocks)) if self.own or self.others else 0
         self.log = Log()
 
     def run(self) -> Any:
@@ -99,13 +104,28 @@ class Trainer:
 
     def valid_kl(self) -> float:
         """Forward KL on the first valid blocks, in nats per token."""
-        blocks = self.material.valid[: self.params.valid_blocks]
+        blocks = self.material.blocks["valid"][: self.params.valid_blocks]
         theirs = partial(self.material.hidden, "valid")
         tokens = evaluate.per_token(self.student, self.head, theirs, self.teacher_head, blocks)
         return float(tokens["kl_forward"].mean(dtype=np.float64))
 
-    def trained_parameters(self) -> int:
-        return sum(p.numel() for p in (*self.own.values(), *self.others.values())) if self.steps else 0
+    def record(self) -> dict[str, Any]:
+        """What the run was and cost: budget, KL before and after, parameters, time."""
+        p, trained = self.params, (*self.own.values(), *self.others.values())
+        tokens = self.steps * p.batch * (self.blocks.shape[1] - 1)
+        return {
+            "control": mechanisms.load(self.variant.kind).control,
+            "budget": p.model_dump() | {"steps": self.steps, "tokens": tokens, "block": self.blocks.shape[1]},
+            "precision": str(self.dtype).removeprefix("torch."),
+            "kl_start_unfitted": self.log.kl["unfitted"],
+            "kl_start": self.log.kl["start"],
+            "kl_end": self.log.kl["end"],
+            "trained_parameters": sum(t.numel() for t in trained) if self.steps else 0,
+            "total_parameters": sum(t.numel() for t in self.student.parameters()),
+            "seconds": round(self.log.wall, 2),
+            "cpu_seconds": round(self.log.cpu, 2),
+            "tokens_per_s": round(tokens / self.log.wall, 1) if self.steps else None,
+        }
 
     def _optimizer(self) -> torch.optim.Optimizer | None:
         p = self.params
@@ -122,8 +142,8 @@ class Trainer:
 
     def _step(self, optimizer: Any, step: int) -> tuple[Tensor, Tensor, Tensor]:
         p = self.params
-        rows = batch_rows(len(self.material.train), p.batch, step, self.seed)
-        ids = torch.from_numpy(self.material.train[rows].astype(np.int64)).to(self.device)
+        rows = batch_rows(len(self.blocks), p.batch, step, self.seed)
+        ids = torch.from_numpy(self.blocks[rows].astype(np.int64)).to(self.device)
         theirs = self.material.hidden("train", rows, ids)[:, :-1].flatten(0, 1)
         spec = LossSpec(p.kl, p.ce_weight, p.temperature, p.loss_chunk)
         for group in optimizer.param_groups:
@@ -156,7 +176,7 @@ class Trainer:
         looks = step % p.valid_every == 0 or step == self.steps
         valid = round(self.valid_kl(), 6) if looks else None
         wall, cpu = self._spent()
-        tokens = step * p.batch * (self.material.train.shape[1] - 1)
+        tokens = step * p.batch * (self.blocks.shape[1] - 1)
         row = {
             "step": step,
             "tokens": tokens,
@@ -198,7 +218,7 @@ class Trainer:
     def _begin(self) -> None:
         self.log.kl["unfitted"] = self.valid_kl()
         if self.params.fit:
-            students.fit(self.student, self.material.teacher, self.material.train[: self.params.fit_blocks])
+            students.fit(self.student, self.material.teacher, self.blocks[: self.params.fit_blocks])
         self.log.kl["start"] = self.valid_kl()
         self.log.coefficients += list(self._coefficients(0))
 
@@ -231,7 +251,8 @@ def schedule(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Rows as CSV, with a header also where there are none; None is an empty cell."""
     import pandas as pd
 
-    pd.DataFrame(rows).to_csv(path, index=False)
+    pd.DataFrame(rows, columns=list(columns)).to_csv(path, index=False)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from attnopt.mechanisms.base import wide
 from attnopt.teacher import Head
 
 Divergence = Literal["forward", "reverse", "jsd"]
@@ -62,9 +63,9 @@ class _ChunkedLoss(torch.autograd.Function):
         loss = kl = torch.zeros((), device=hidden.device)
         for i in range(0, tokens, spec.chunk):
             part = slice(i, i + spec.chunk)
-            logits = student(hidden[part]).float()
+            (logits,) = wide(student(hidden[part]))
             log_q = torch.log_softmax(logits / tau, -1)
-            log_p = torch.log_softmax(teacher(teacher_hidden[part]).float() / tau, -1)
+            log_p = torch.log_softmax(wide(teacher(teacher_hidden[part]))[0] / tau, -1)
             value, grad = divergence(log_p, log_q, spec.kl)
             kl = kl + value.sum()
             loss = loss + tau**2 * value.sum()

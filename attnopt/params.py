@@ -21,6 +21,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _require(section: Any, needed: dict[str, str]) -> Any:
+    key = needed.get(section.source)
+    if key and not getattr(section, key):
+        raise ValueError(f"source {section.source} needs the key '{key}'")
+    return section
+
+
 class CorpusParams(Section):
     """Where the text comes from and how it is cut."""
 
@@ -220,13 +227,6 @@ def _field_model(model: Any, path: tuple) -> Any:
 def _near(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean '{close[0]}'?)" if close else ""
-
-
-def _require(section: Any, needed: dict[str, str]) -> Any:
-    key = needed.get(section.source)
-    if key and not getattr(section, key):
-        raise ValueError(f"source {section.source} needs the key '{key}'")
-    return section
 
 
 def _swap_budget(own: dict[str, Any]) -> dict[str, Any]:

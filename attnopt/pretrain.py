@@ -10,6 +10,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,8 @@ END = "<|endoftext|>"
 SHAPE = {"n_embd": 256, "n_layer": 4, "n_head": 4}
 
 
-def train_tokenizer(texts: list[str]):
-    """Byte-level BPE of 4096 pieces, GPT-2's pre-tokenisation; <|endoftext|> is id 0."""
+def train_tokenizer(texts: list[str], vocab: int = VOCAB, length: int = BLOCK) -> Any:
+    """Byte-level BPE with GPT-2's pre-tokenisation; <|endoftext|> is id 0, `length` the longest sequence."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -34,10 +35,10 @@ def train_tokenizer(texts: list[str]):
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=[END], initial_alphabet=alphabet)
+        texts, trainers.BpeTrainer(vocab_size=vocab, special_tokens=[END], initial_alphabet=alphabet)
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=END, eos_token=END, unk_token=END, model_max_length=BLOCK
+        tokenizer_object=bpe, bos_token=END, eos_token=END, unk_token=END, model_max_length=length
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attnopt.errors import UserError
+from attnopt.files import sha256
 from attnopt.params import TeacherParams
 
 BUNDLED = "mini-gpt2"
@@ -74,6 +75,19 @@ def _gguf_of_package(name: str) -> Path:
     if not files:
         raise UserError(f"teacher.path: '{name}' is neither a .gguf file nor an installed package that carries one")
     return files[0]
+
+
+def check_tokens(model: Any, tokenizer: Any, corpus: dict[str, Any]) -> None:
+    """Raises UserError where the corpus (its manifest) was tokenised for another model."""
+    if corpus["tokenizer"] != sha256(tokenizer.backend_tokenizer.to_str()):
+        raise UserError("data/corpus was made with another tokenizer: run `dvc repro tokenize`")
+    if corpus["vocabulary"] > model.config.vocab_size:
+        vocabularies = f"{corpus['vocabulary']} pieces, the model {model.config.vocab_size}"
+        raise UserError(f"teacher: its tokenizer has {vocabularies}; they do not belong together")
+    if model.config.max_position_embeddings < corpus["block"]:
+        raise UserError(
+            f"corpus.block: {corpus['block']} exceeds the teacher's {model.config.max_position_embeddings} positions"
+        )
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -1,0 +1,32 @@
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: repro test lint types clean
+
+repro: $(VENV)/installed
+	dvc repro
+	@echo "The report: $(CURDIR)/reports/index.html (and reports/report.md)"
+
+test: $(VENV)/installed-dev
+	pytest -n 2
+
+lint: $(VENV)/installed-dev
+	ruff check .
+	ruff format --check .
+
+types: $(VENV)/installed-dev
+	mypy
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) data models results .checkpoints

@@ -1,0 +1,194 @@
+"""The command line: one subcommand per stage, and a few tools. Heavy imports happen inside the commands."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attnopt.errors import RunError, UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+VariantName = Annotated[str, typer.Argument(help="A name from `variants` in params.yaml.")]
+
+
+@app.command()
+def tokenize() -> None:
+    """Cut the corpus into blocks of tokens (data/corpus)."""
+    from stages import tokenize as stage
+
+    stage.run()
+
+
+@app.command()
+def cache_logits() -> None:
+    """Cache what distillation needs of the teacher (data/teacher)."""
+    from stages import cache_logits as stage
+
+    stage.run()
+
+
+@app.command()
+def distill(variant: VariantName) -> None:
+    """Distil one variant from the teacher, with every seed (models, results/distill)."""
+    from stages import distill as stage
+
+    stage.run(variant)
+
+
+@app.command()
+def evaluate(variant: VariantName) -> None:
+    """Measure one variant's students on held-out text (results/evaluate)."""
+    from stages import evaluate as stage
+
+    stage.run(variant)
+
+
+@app.command()
+def sample(variant: VariantName) -> None:
+    """Let one variant's students write (results/sample)."""
+    from stages import sample as stage
+
+    stage.run(variant)
+
+
+@app.command()
+def bench(
+    variant: Annotated[str | None, typer.Argument(help="A name from `variants` in params.yaml.")] = None,
+    mechanism: Annotated[str | None, typer.Option(help="Measure a mechanism alone, and print a table.")] = None,
+    length: Annotated[list[int] | None, typer.Option(help="Context lengths for --mechanism.")] = None,
+) -> None:
+    """Measure one variant's memory and latency against context length (results/bench)."""
+    if (variant is None) == (mechanism is None):
+        raise UserError("bench takes either a variant's name or --mechanism")
+    if mechanism is not None:
+        from attnopt.bench.operation import bench_operation
+
+        print(bench_operation(mechanism, length or [1024, 4096]))
+    else:
+        from stages import bench as stage
+
+        stage.run(str(variant))
+
+
+@app.command()
+def report() -> None:
+    """Build reports/index.html, reports/report.md and reports/metrics.json from the records."""
+    from stages import report as stage
+
+    stage.run()
+
+
+@app.command()
+def generate(
+    student: Annotated[Path, typer.Argument(help="A student's folder, such as models/performer/0.")],
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
+    top_k: Annotated[int, typer.Option(min=1)] = 50,
+    seed: int = 0,
+) -> None:
+    """Let a student continue a prompt."""
+    import attnopt
+    from attnopt.params import SampleParams
+    from attnopt.text import write
+
+    model = attnopt.load(student)
+    params = SampleParams(prompts=[prompt], new_tokens=new_tokens, temperature=temperature, top_k=top_k)
+    print(prompt + write(model, model.tokenizer, [prompt], params, seed)[0]["text"])
+
+
+@app.command()
+def mechanisms() -> None:
+    """List the mechanisms: source, growth of the state, cost per token, options with their defaults."""
+    from attnopt.mechanisms._listing import table
+
+    print(table())
+
+
+@app.command()
+def conform(target: Annotated[str, typer.Argument(help="A mechanism's name, or module:Class of your own.")]) -> None:
+    """Run the conformance suite on a mechanism and print its table of checks."""
+    from attnopt.conformance import run
+
+    if not run(target):
+        raise typer.Exit(1)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="mini, gpt2, smollm2: a file of studies/.")],
+) -> None:
+    """Write a named study into params.yaml; `dvc repro` then runs it."""
+    from attnopt.study import apply
+
+    apply(name)
+
+
+@app.command()
+def checkpoints(prune: Annotated[bool, typer.Option(help="Remove those that no process holds.")] = False) -> None:
+    """List, or remove, the checkpoints of interrupted runs."""
+    from attnopt import checkpoint
+
+    if prune:
+        print(f"removed {checkpoint.prune()}")
+    for key, mib, hours in checkpoint.listing():
+        print(f"{key}  {mib:8.1f} MiB  {hours:6.1f} h ago")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: versions, device, precision, and whether a hub can be asked."""
+    from attnopt.doctor import diagnose
+
+    print(diagnose())
+
+
+@app.command()
+def pretrain(
+    wikitext: Annotated[Path, typer.Argument(help="Folder with WikiText-2's train.txt.")],
+    out: Annotated[Path, typer.Option(help="Where the model is written.")] = Path("attnopt/assets/mini-gpt2"),
+    steps: Annotated[int, typer.Option(min=1)] = 3000,
+    lr: Annotated[float, typer.Option(min=0)] = 6e-3,
+    seed: int = 0,
+) -> None:
+    """Make the bundled teacher again (half an hour on two cores; goes on where it was stopped)."""
+    from attnopt.pretrain import pretrain as train
+
+    train(wikitext, out, steps, lr, seed)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2, a failed run one line and exit code 1."""
+    _use_this_checkout()
+    try:
+        app()
+    except UserError as error:
+        _end(str(error), 2)
+    except RunError as error:
+        _end(str(error), 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise
+        _end(f"{error.filename or 'output'}: {error.strerror}; nothing was written", 1)
+    except KeyboardInterrupt:
+        _end("interrupted; a checkpoint, where there is one, is kept", 130)
+
+
+def _end(message: str, code: int) -> None:
+    print(f"attnopt: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _use_this_checkout() -> None:
+    """Under DVC's --temp and --queue, run the copied checkout's code and not the one that is installed as editable."""
+    here = Path.cwd() / "attnopt" / "cli.py"
+    if "DVC_STAGE" in os.environ and here.is_file() and not here.samefile(__file__):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
+        os.execv(sys.executable, [sys.executable, "-m", "attnopt.cli", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

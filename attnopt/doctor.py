@@ -1,0 +1,28 @@
+"""What this machine has, in a few lines, for a user and for a bug report."""
+
+import os
+
+from attnopt.files import environment
+
+
+def diagnose() -> str:
+    import torch
+
+    from attnopt import mechanisms
+    from attnopt.device import precision, resolve
+    from attnopt.teacher import load
+    from attnopt.params import TeacherParams
+
+    device = resolve("auto")
+    model, _ = load(TeacherParams())
+    offline = "yes" if os.environ.get("HF_HUB_OFFLINE") == "1" else "no"
+    rows = {
+        **environment(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "training precision": str(precision("auto", device)).removeprefix("torch."),
+        "bundled teacher": f"{sum(p.numel() for p in model.parameters()):,} parameters",
+        "mechanisms": ", ".join(mechanisms.names()),
+        "offline (HF_HUB_OFFLINE)": offline,
+    }
+    width = max(len(name) for name in rows)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())

@@ -1,0 +1,55 @@
+"""Named studies: `studies/mini.yaml` is the default in full; every other file holds only what differs from it."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from attnopt import params
+from attnopt.errors import UserError
+from attnopt.files import written_aside
+
+STUDIES = Path("studies")
+DEFAULT = "mini"
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
+def yaml() -> YAML:
+    """The round-trip writer that DVC uses too, so that `dvc exp run -S` gives a one-line difference."""
+    writer = YAML()
+    writer.width = 1000
+    return writer
+
+
+def compose(name: str) -> str:
+    """The text of params.yaml for a study, comments kept. Raises UserError that lists the studies."""
+    if name not in names():
+        raise UserError(f"unknown study '{name}'; known: {', '.join(names()) or 'none (no studies/ folder here)'}")
+    base = yaml().load((STUDIES / f"{DEFAULT}.yaml").read_text(encoding="utf-8"))
+    if name != DEFAULT:
+        lay_over(base, yaml().load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8")))
+    text = io.StringIO()
+    yaml().dump(base, text)
+    return text.getvalue()
+
+
+def lay_over(base: Any, changes: Any) -> None:
+    """Mappings merge, key by key; anything else, and `variants`, replaces."""
+    for key, value in changes.items():
+        if key != "variants" and isinstance(value, dict) and isinstance(base.get(key), dict):
+            lay_over(base[key], value)
+        else:
+            base[key] = value
+
+
+def apply(name: str, path: Path = Path("params.yaml")) -> None:
+    """Write the study to params.yaml; it is validated first, so a mistake leaves the old file."""
+    text = compose(name)
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+        params.load(aside)
+    print(f"params.yaml now holds the study '{name}'; `dvc params diff` shows what changed, `dvc repro` runs it")

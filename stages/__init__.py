@@ -1,0 +1,8 @@
+"""The pipeline's stages: read inputs, call the library, write outputs. One file is one stage and one subcommand."""
+
+from pathlib import Path
+
+CORPUS = Path("data/corpus")
+TEACHER = Path("data/teacher")
+MODELS = Path("models")
+RESULTS = Path("results")

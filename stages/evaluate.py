@@ -1,0 +1,46 @@
+"""results/evaluate/NAME: one variant's students against the teacher on held-out text."""
+
+from functools import partial
+from typing import Any
+
+from attnopt import corpus, evaluate, mechanisms, params, teacher
+from attnopt.device import resolve
+from attnopt.distill import Material
+from attnopt.files import environment, write_json, written_aside
+from attnopt.hf import delta
+from attnopt.progress import bar
+from stages import CORPUS, MODELS, RESULTS, material
+
+
+def run(name: str) -> None:
+    settings = params.load()
+    variant = settings.variant(name)
+    loaded, _ = material.load(settings)
+    loaded.teacher.to(resolve(settings.evaluate.device))
+    for seed in settings.seeds:
+        student = delta.load(MODELS / name / str(seed), loaded.teacher.device)
+        splits = {split: _measure(settings, loaded, student, split, f"{name}/{seed}") for split in ("valid", "test")}
+        with written_aside(RESULTS / "evaluate" / name / str(seed)) as aside:
+            aside.mkdir()
+            record = {
+                "variant": name,
+                "kind": variant.kind,
+                "seed": seed,
+                "control": mechanisms.load(variant.kind).control,
+                "splits": splits,
+                "environment": environment(),
+            }
+            write_json(aside / "record.json", record)
+
+
+def _measure(settings: params.Params, loaded: Material, student: Any, split: str, name: str) -> dict[str, Any]:
+    tokens = evaluate.per_token(
+        student,
+        teacher.head_of(student),
+        partial(loaded.hidden, split),
+        teacher.head_of(loaded.teacher),
+        loaded.blocks[split][: settings.evaluate.max_blocks],
+        settings.evaluate.batch,
+        progress=partial(bar, name=f"{name} {split}", unit="batch"),
+    )
+    return evaluate.summary(tokens, corpus.manifest_of(CORPUS)["splits"][split])

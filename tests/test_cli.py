@@ -1,0 +1,138 @@
+"""The command line: quick to start, and every mistake of the user's one line and exit code 2."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Workspace
+
+RUN = [sys.executable, "-m", "attnopt.cli"]
+
+
+def attnopt(*arguments: str, **options: object) -> subprocess.CompletedProcess:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([*RUN, *arguments], capture_output=True, text=True, env=env, timeout=200, **options)  # type: ignore[call-overload]
+
+
+def refused(expected: str, *arguments: str, code: int = 2, **options: object) -> None:
+    ended = attnopt(*arguments, **options)
+    assert ended.returncode == code, ended.stderr
+    line = ended.stderr.strip().split("\n")[-1]
+    assert line.startswith("attnopt: ")
+    assert expected in line
+    assert "Traceback" not in ended.stderr
+
+
+def test_help_starts_without_torch() -> None:
+    code = "import sys, attnopt.cli; print([m for m in ('torch', 'transformers', 'pandas', 'gensim') if m in sys.modules])"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    started = time.process_time()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert out.stdout.strip() == "[]"
+    assert time.process_time() - started < 0.5
+    assert "distill" in attnopt("--help").stdout
+
+
+def test_mistakes_in_params_are_refused_before_any_work(workspace: Workspace) -> None:
+    workspace.set(distill={"stepz": 1})
+    refused("unknown key 'distill.stepz' (did you mean 'steps'?)", "tokenize")
+    assert not Path("data").exists()
+
+
+def test_an_unknown_variant_is_refused(workspace: Workspace) -> None:
+    refused("unknown variant 'performr'; known: softmax, none", "distill", "performr")
+
+
+def test_a_stage_without_its_inputs_says_what_to_run(workspace: Workspace) -> None:
+    refused("data/teacher/manifest.json is missing: run `dvc repro`", "distill", "none")
+
+
+def test_a_gpu_that_is_not_there_is_named(workspace: Workspace) -> None:
+    workspace.run("tokenize", "cache-logits")
+    workspace.set(distill={"device": "cuda"})
+    refused("device: cuda was asked for, but torch sees no GPU", "distill", "none")
+
+
+def test_a_hub_out_of_reach_is_named(workspace: Workspace) -> None:
+    workspace.set(teacher={"source": "hub", "id": "openai-community/gpt2"})
+    refused("teacher.source hub: openai-community/gpt2 cannot be loaded", "tokenize")
+
+
+def test_teachers_that_are_not_there_are_named(workspace: Workspace) -> None:
+    workspace.set(teacher={"path": "text"})
+    refused("teacher.path: text is no model folder", "tokenize")
+    workspace.set(teacher={"source": "gguf", "path": "no_such_package"})
+    refused("'no_such_package' is neither a .gguf file nor an installed package", "tokenize")
+
+
+def test_an_architecture_that_cannot_be_swapped_is_named(workspace: Workspace) -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    config = BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+    config.max_position_embeddings = 64
+    BloomForCausalLM(config).save_pretrained("bloom")
+    for file in Path("teacher").glob("tokenizer*"):
+        shutil.copy(file, "bloom")
+    workspace.set(teacher={"path": "bloom"})
+    workspace.run("tokenize", "cache-logits")
+    refused("BloomForCausalLM cannot be swapped: 0 of 2 layers", "distill", "none")
+
+
+def test_a_damaged_student_is_named(workspace: Workspace) -> None:
+    refused("models/none/0 is no student", "generate", "models/none/0", "--prompt", "x")
+
+
+def test_a_full_disk_leaves_nothing_half_written(workspace: Workspace) -> None:
+    """Stands in for a full disk: writes beyond 40 KB fail, as they do on a device that is full."""
+
+    def small_files() -> None:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    workspace.run("tokenize")
+    refused("nothing was written", "cache-logits", code=1, preexec_fn=small_files)
+    assert [p.name for p in Path("data").iterdir()] == ["corpus"]
+
+
+def test_generate_continues_a_prompt(workspace: Workspace) -> None:
+    workspace.run("tokenize", "cache-logits", "distill softmax")
+    ended = attnopt("generate", "models/softmax/0", "--prompt", "Anna the king", "--new-tokens", "5")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("Anna the king")
+    assert len(ended.stdout.strip()) > len("Anna the king")
+
+
+def test_mechanisms_are_listed_with_source_growth_and_options() -> None:
+    listed = attnopt("mechanisms").stdout
+    from attnopt import mechanisms
+
+    for kind in mechanisms.names():
+        assert f"\n{kind}" in "\n" + listed
+        assert mechanisms.load(kind).source in listed
+
+
+def test_inside_a_copied_checkout_the_copy_runs(tmp_path: Path) -> None:
+    """DVC's --temp and --queue copy the tree; the installed command must then run the copy's code."""
+    shutil.copytree(ROOT / "attnopt", tmp_path / "attnopt", ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    (tmp_path / "attnopt" / "doctor.py").write_text("def diagnose():\n    return 'the copy speaks'\n")
+    code = "from attnopt.cli import main; import sys; sys.argv = ['attnopt', 'doctor']; main()"
+    env = os.environ | {"PYTHONPATH": str(ROOT), "DVC_STAGE": "doctor"}
+    command = [sys.executable, "-P", "-c", code]
+    out = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert out.stdout.strip() == "the copy speaks", out.stderr
+
+
+@pytest.mark.parametrize("command", ["tokenize", "cache-logits", "distill", "evaluate", "sample", "bench", "report"])
+def test_every_stage_is_a_subcommand(command: str) -> None:
+    from typer.main import get_command
+
+    from attnopt.cli import app
+
+    assert command in get_command(app).commands  # type: ignore[attr-defined]

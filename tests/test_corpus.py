@@ -1,0 +1,128 @@
+"""Text to blocks: the three sources, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHARED, Workspace
+
+from attnopt import corpus, params, wiki
+from attnopt.errors import UserError
+
+
+def test_blocks_hold_the_documents_in_order_each_with_its_end(workspace: Workspace) -> None:
+    workspace.run("tokenize")
+    from attnopt import teacher
+
+    _, tokenizer = teacher.load(params.load().teacher, model=False)
+    manifest = json.loads(Path("data/corpus/manifest.json").read_text())
+    for split, counts in manifest["splits"].items():
+        text = Path(f"text/{split}.txt").read_text()
+        ids = [*tokenizer.encode(text), tokenizer.eos_token_id]
+        blocks = corpus.read(Path("data/corpus"), split)
+        assert blocks.dtype == np.uint16
+        assert blocks.shape == (counts["blocks"], 32)
+        assert blocks.flatten().tolist() == ids[: blocks.size]
+        assert counts["tokens"] == len(ids)
+        assert counts["words"] == len(text.split()) + text.count("\n")
+        assert counts["bytes"] == len(text.encode())
+
+
+def test_train_text_can_be_cut(workspace: Workspace) -> None:
+    workspace.set(corpus={"max_tokens": 500})
+    workspace.run("tokenize")
+    assert corpus.read(Path("data/corpus"), "train").size == 500 // 32 * 32
+
+
+def test_wikitext_falls_into_articles_and_loses_nothing() -> None:
+    text = " \n = One = \n \n Some text . \n = = Part = = \n more \n = Two = \n end \n"
+    parts = corpus.articles(text)
+    assert [p.split("\n")[0] for p in parts] == [" = One = ", " = Two = "]
+    assert "".join(parts) == text.removeprefix(" \n")
+    assert corpus.articles("plain text\n") == ["plain text\n"]
+
+
+def test_documents_split_eight_one_one_in_a_fixed_order() -> None:
+    splits = corpus.split_documents([str(i) for i in range(20)])
+    assert splits["valid"] == ["8", "18"]
+    assert splits["test"] == ["9", "19"]
+    assert len(splits["train"]) == 16
+
+
+def test_the_sample_has_its_articles_and_no_markup() -> None:
+    articles = list(wiki.sample_articles())
+    assert len(articles) == 107
+    text = "\n".join(body for _, body in articles)
+    assert 2_400_000 < len(text.encode()) < 3_200_000
+    assert not re.search(r"\[\[|\{\{|\{\||'''|<ref|https?://", text)
+    assert all(body.startswith(f"= {title} =") for title, body in articles)
+    lines = [line for line in text.split("\n") if line and not line.startswith("=")]
+    assert all(len(line.split()) >= 6 for line in lines)
+
+
+def test_wikitext_is_turned_back_into_prose() -> None:
+    text = (
+        " = Title = \n \n The role @-@ playing game ( 1 @,@ 000 copies ) sold well . It 's <unk> here . "
+        'He said " so it is " and left . \n'
+    )
+    assert wiki.undo_wikitext(text) == (
+        '= Title =\n\nThe role-playing game (1,000 copies) sold well. He said "so it is" and left.\n'
+    )
+
+
+@pytest.mark.skipif(not (SHARED / "wikitext-2").is_dir(), reason="the official WikiText-2 is not beside the project")
+def test_the_official_wikitext_2_has_its_published_word_counts() -> None:
+    found = corpus.documents(params.CorpusParams(source="files", path=str(SHARED / "wikitext-2")))
+    words = {split: sum(len(t.split()) + t.count("\n") for t in texts) for split, texts in found.items()}
+    assert words == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
+
+
+def refused(expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as caught:
+        corpus.documents(params.load().corpus)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_files_are_named(workspace: Workspace) -> None:
+    train = workspace.path / "text" / "train.txt"
+    train.write_bytes(b"good \xff bad")
+    refused(r"train.txt is not UTF-8: byte 5 is 0xff")
+    train.write_text(" \n \n")
+    refused("the train split is empty")
+    train.unlink()
+    refused(r"train.txt is missing; train.txt, valid.txt and test.txt are needed")
+    workspace.set(corpus={"path": "nowhere"})
+    refused("corpus.path: nowhere is no folder")
+
+
+def test_a_corpus_smaller_than_a_block_is_refused_and_nothing_is_written(workspace: Workspace) -> None:
+    (workspace.path / "text" / "test.txt").write_text("too short")
+    with pytest.raises(UserError, match=r"the test split has \d+ tokens, fewer than one block of 32"):
+        workspace.run("tokenize")
+    assert not list(Path("data").iterdir())
+
+
+def test_a_hub_out_of_reach_says_what_to_do(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach the hub\nsecond line")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    workspace.set(corpus={"source": "hub", "id": "Salesforce/wikitext", "config": "wikitext-2-raw-v1"})
+    refused("Salesforce/wikitext cannot be loaded .*set corpus.source to files")
+
+
+def test_a_hub_dataset_of_rows_is_read(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = {"train": [" = A = \n", " text \n", " = B = \n"], "validation": ["v"], "test": ["t"]}
+    found = DatasetDict({split: Dataset.from_dict({"text": texts}) for split, texts in rows.items()})
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: found)
+    workspace.set(corpus={"source": "hub", "id": "x/y"})
+    assert corpus.documents(params.load().corpus) == {"train": [" = A = \n text \n", " = B = \n"], "valid": ["v"], "test": ["t"]}
+    workspace.set(corpus={"column": "body"})
+    refused("corpus.column: x/y has no column 'body'")
+    del found["test"]
+    workspace.set(corpus={"column": "text"})
+    refused("corpus.id: x/y has no test split")

@@ -1,0 +1,162 @@
+"""The trainer: it learns, stops where it must, and survives being killed without a trace in its results."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, Workspace
+from safetensors.torch import load_file
+
+from attnopt import distill, params
+from attnopt.checkpoint import Checkpoint, key_of
+from attnopt.errors import RunError, UserError
+from stages import material
+
+
+@pytest.fixture
+def prepared(workspace: Workspace) -> Workspace:
+    workspace.run("tokenize", "cache-logits")
+    return workspace
+
+
+def record(variant: str) -> dict:
+    return json.loads(Path(f"results/distill/{variant}/0/record.json").read_text())
+
+
+def test_a_zero_step_softmax_student_is_the_teacher(prepared: Workspace) -> None:
+    prepared.run("distill softmax", "evaluate softmax")
+    result = json.loads(Path("results/evaluate/softmax/0/record.json").read_text())["splits"]["test"]
+    assert abs(result["kl_forward"]) < 1e-5
+    assert abs(result["kl_reverse"]) < 1e-5
+    assert result["ppl_ratio"] == pytest.approx(1, abs=1e-4)
+    assert record("softmax")["trained_parameters"] == 0
+
+
+def test_training_lowers_the_held_out_kl(prepared: Workspace) -> None:
+    prepared.set(distill={"steps": 60, "lr": 0.01})
+    prepared.run("distill none")
+    found = record("none")
+    assert found["kl_end"] < 0.8 * found["kl_start"]
+    history = pd.read_csv("results/distill/none/0/history.csv")
+    assert list(history.columns) == list(distill.HISTORY)
+    assert history.step.tolist()[-1] == 60
+    assert history.valid_kl.dropna().iloc[-1] == pytest.approx(found["kl_end"], abs=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["mechanism", "attention", "all"])
+def test_the_scope_decides_which_weights_move(prepared: Workspace, scope: str) -> None:
+    prepared.set(distill={"train": scope})
+    prepared.run("distill none")
+    moved = set(load_file("models/none/0/weights.safetensors"))
+    attention = {n for n in moved if ".attn." in n}
+    assert bool(attention) == (scope != "mechanism")
+    assert bool(moved - attention) == (scope == "all")
+
+
+def test_an_online_teacher_gives_the_cached_result(prepared: Workspace) -> None:
+    prepared.run("distill none")
+    cached = record("none")["kl_end"]
+    prepared.set(teacher={"logits": "online"})
+    prepared.run("cache-logits", "distill none")
+    assert record("none")["kl_end"] == pytest.approx(cached, rel=1e-3)
+
+
+def test_every_pass_sees_every_block_once() -> None:
+    rows = np.concatenate([distill.batch_rows(10, 4, step, seed=3) for step in range(5)])
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert rows[:10].tolist() != rows[10:].tolist()
+    assert distill.batch_rows(10, 4, 1, seed=4).tolist() != rows[4:8].tolist()
+
+
+def test_the_schedule_warms_up_and_ends_at_zero() -> None:
+    rates = [distill.schedule(step, 100, 10) for step in range(101)]
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == rates[10] == 1
+    assert rates[100] == pytest.approx(0, abs=1e-9)
+
+
+def test_nan_stops_with_step_variant_and_last_checkpoint(prepared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = distill.Trainer._step
+
+    def poisoned(self: distill.Trainer, optimizer: torch.optim.Optimizer, at: int) -> tuple:
+        loss, kl, norm = step(self, optimizer, at)
+        return (loss * float("nan") if at == 7 else loss), kl, norm
+
+    monkeypatch.setattr(distill.Trainer, "_step", poisoned)
+    with pytest.raises(RunError, match=r"none, seed 0: the loss is nan .* at step 8; last good checkpoint: step 6 \("):
+        prepared.run("distill none")
+    assert not Path("models/none/0").exists()
+
+
+COMMAND = [sys.executable, "-m", "attnopt.cli", "distill", "none"]
+
+
+def run_and_kill(env: dict, at_step: int) -> None:
+    """Start the stage, and kill it with SIGKILL once a checkpoint of `at_step` or later lies there."""
+    process = subprocess.Popen(COMMAND, env=env, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        files = list(Path(".checkpoints").glob("*/state.pt"))
+        if files and torch.load(files[0], weights_only=True)["step"] >= at_step:
+            break
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_and_started_again_it_ends_with_the_same_weights_and_metrics(prepared: Workspace) -> None:
+    prepared.set(distill={"steps": 400, "checkpoint_every": 20, "log_every": 20, "valid_every": 100})
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    run_and_kill(env, at_step=40)
+    assert not Path("models").exists()
+    subprocess.run(COMMAND, env=env, check=True, stderr=subprocess.DEVNULL)
+    resumed, history = load_file("models/none/0/weights.safetensors"), pd.read_csv("results/distill/none/0/history.csv")
+    assert not list(Path(".checkpoints").glob("*/state.pt"))
+    subprocess.run(COMMAND, env=env, check=True, stderr=subprocess.DEVNULL)
+    straight = load_file("models/none/0/weights.safetensors")
+    assert resumed.keys() == straight.keys()
+    assert all(torch.equal(resumed[n], straight[n]) for n in straight)
+    columns = ["step", "loss", "kl", "valid_kl", "lr", "grad_norm"]
+    pd.testing.assert_frame_equal(history[columns], pd.read_csv("results/distill/none/0/history.csv")[columns])
+
+
+def test_other_params_or_data_are_another_run(prepared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = params.load().variant("none")
+    key = key_of("distill", variant, 0, "data")
+    assert key == key_of("distill", params.load().variant("none"), 0, "data")
+    prepared.set(distill={"lr": 0.5})
+    assert key != key_of("distill", params.load().variant("none"), 0, "data")
+    assert key != key_of("distill", variant, 1, "data")
+    assert key != key_of("distill", variant, 0, "other data")
+    monkeypatch.setattr("attnopt.checkpoint.code_digest", lambda: "other code")
+    assert key != key_of("distill", variant, 0, "data")
+
+
+def test_two_trainers_do_not_share_a_checkpoint(workspace: Workspace) -> None:
+    with Checkpoint("k").locked(), pytest.raises(UserError, match="another process trains this very run"), Checkpoint("k").locked():  # fmt: skip
+        pass
+
+
+def test_material_of_another_corpus_or_teacher_is_refused(prepared: Workspace) -> None:
+    prepared.set(corpus={"max_tokens": 500})
+    prepared.run("tokenize")
+    (prepared.path / "text" / "test.txt").write_text("other text entirely\n" * 40)
+    prepared.run("tokenize")
+    with pytest.raises(UserError, match="data/teacher was made with another corpus"):
+        material.load(params.load())
+
+
+def test_a_truncated_cache_is_refused(prepared: Workspace) -> None:
+    array = np.load("data/teacher/train.npy")
+    np.save("data/teacher/train.npy", array[:-1])
+    with pytest.raises(UserError, match=r"train.npy is truncated"):
+        material.load(params.load())
