@@ -1,0 +1,10 @@
+"""The conformance suite: what every mechanism must hold to, checked on any class that follows the contract.
+
+>>> from attnopt import conformance, mechanisms
+>>> results = conformance.check(mechanisms.load("softmax"))
+"""
+
+from attnopt.conformance.causal import leak
+from attnopt.conformance.suite import CHECKS, Result, check, conform_table, main, resolve
+
+__all__ = ["CHECKS", "Result", "check", "conform_table", "leak", "main", "resolve"]
