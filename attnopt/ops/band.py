@@ -1,0 +1,175 @@
+"""Softmax attention over a band of recent tokens, and the pieces that join it with other branches.
+
+Every function returns (out, lse): the softmax average over its own keys and the log-sum-exp of its scores, in at least
+float32. `merge` joins such pairs into the one softmax over all their keys, so that a far branch of any kind (linear
+attention: numerator / denominator and log denominator) can stand beside the band under one normaliser:
+
+    out, lse = band_attention(q, k, v, window, scaling)
+    out, lse = merge((out, lse), (numerator / denominator[..., None], denominator.log()))
+
+Where autograd is not recording, CPU scores are never materialised (PyTorch's flash kernel); otherwise they take
+T (window + BLOCK) entries. Shapes as in `mechanisms.base`; M query rows, K keys.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnopt.mechanisms.base import wide
+
+EMPTY = -1e30
+"""Added to a score to take the key out. A row without keys has an lse of about this, and merges as nothing."""
+
+BLOCK = 32
+"""Queries that share one gathered stretch of keys."""
+SPAN = 512
+"""Queries handled at a time: what they need stays in the cache."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The first tokens of the sequence ("sinks"), attended next to a band.
+
+    Attributes:
+        k, v: (B, G, f, D) the sequence's first f tokens.
+        start: position in the sequence of the first query.
+        gap: a query sees only first tokens at least this far back; the band's window keeps the two apart.
+        bias: (H or 1, f) added to the scores.
+    """
+
+    k: Tensor
+    v: Tensor
+    start: int
+    gap: int = 0
+    bias: Tensor | None = None
+
+    def attend(self, q: Tensor, at: int, scaling: float) -> tuple[Tensor, Tensor]:
+        """Queries q (B, H, T, D), the first of which stands `at` tokens after the first query."""
+        age = torch.arange(q.shape[2], device=q.device)[:, None] + self.start + at
+        hidden = age - torch.arange(self.k.shape[2], device=q.device) < self.gap
+        mask = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, EMPTY)
+        mask = mask if self.bias is None else mask + self.bias[:, None]
+        return attend_heads(q, self.k, self.v, mask, scaling)
+
+
+def band_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    scaling: float,
+    *,
+    bias: Tensor | None = None,
+    prefix: Prefix | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Each query attends its own token and the window - 1 before it: O(T (window + BLOCK)) time, O(T) memory.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, G, P + T, D): the queries' own tokens are the last T, the P before them are the past (any P >= 0).
+        bias: (H or 1, window), added to the scores by distance: bias[:, o] for the key o tokens back. EMPTY or less
+            takes a distance out. Differentiable.
+        prefix: the sequence's first tokens, joined under the same softmax.
+    Returns: out (B, H, T, D), lse (B, H, T). A row without keys has an lse of about EMPTY and a meaningless out.
+    """
+    tokens, past = q.shape[2], k.shape[2] - q.shape[2]
+    q, k, v = wide(q, k, v)
+    window = min(window, k.shape[2])
+    bias = q.new_zeros(1, window) if bias is None else bias.to(q.dtype)[:, :window]
+    mask = _band_mask(bias, min(BLOCK, tokens)).expand(q.shape[1], -1, -1)
+    parts = []
+    for start in range(0, tokens, SPAN):
+        queries = q[:, :, start : start + SPAN]
+        part = _blocks(queries, k, v, past + start, mask, scaling)
+        parts.append(part if prefix is None else merge(part, prefix.attend(queries, start, scaling)))
+    outs, lses = zip(*parts, strict=True)
+    return (outs[0], lses[0]) if len(parts) == 1 else (torch.cat(outs, 2), torch.cat(lses, 2))
+
+
+def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """One softmax over the keys of all parts, each out (..., T, D), lse (..., T). A key in two parts counts twice."""
+    lses = torch.stack([lse for _, lse in parts])
+    total = lses.logsumexp(0)
+    weights = (lses - total).exp().unsqueeze(-1)
+    out = weights[0] * parts[0][0]
+    for weight, (other, _) in zip(weights[1:], parts[1:], strict=True):
+        out = torch.addcmul(out, weight, other)
+    return out, total
+
+
+def zero_empty(out: Tensor, lse: Tensor) -> Tensor:
+    """`out` with zeros in the rows that had no key."""
+    return out.masked_fill((lse < EMPTY / 2).unsqueeze(-1), 0.0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """Dense attention of q (..., M, D) over k, v (..., K, D) with an additive mask that broadcasts to (..., M, K)."""
+    if q.is_cpu and not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, mask))):
+        return _flash(q, k, v, mask, scaling)
+    scores = (q * scaling) @ k.mT + mask
+    p = scores.softmax(-1)
+    top, where = scores.max(-1, keepdim=True)
+    return p @ v, (top - p.gather(-1, where).log()).squeeze(-1)
+
+
+def attend_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """`attend` of q (B, H, T, D) over the keys and values (B, G, K, D) of its group; mask (T, K) or (H or 1, T, K)."""
+    q, k, v = wide(q, k, v)
+    shape, group = q.shape, (k.shape[1], q.shape[1] // k.shape[1])
+    mask = mask.to(q.dtype).expand(shape[1], *mask.shape[-2:]).unflatten(0, group).flatten(1, 2)
+    out, lse = attend(q.unflatten(1, group).flatten(2, 3), k, v, mask[None], scaling)
+    return out.unflatten(2, (group[1], -1)).reshape(shape), lse.unflatten(2, (group[1], -1)).reshape(shape[:3])
+
+
+def recent(x: Tensor, count: int) -> Tensor:
+    """The last `count` tokens of x (B, G, T, D), or all where there are fewer, in memory of their own."""
+    return x[:, :, max(0, x.shape[2] - count) :].clone(memory_format=torch.contiguous_format)
+
+
+def _band_mask(bias: Tensor, block: int) -> Tensor:
+    """(H or 1, block, K): the bias of each query of a block against the stretch of keys that ends with the block.
+
+    K is a multiple of 16, which the CPU kernels like.
+    """
+    width = bias.shape[1]
+    count = block + width - 1
+    count += -count % 16 if block > 1 else 0
+    index = torch.arange(count, device=bias.device)
+    distance = torch.arange(block, device=bias.device)[:, None] + count - block - index
+    inside = (distance >= 0) & (distance < width)
+    return bias[:, distance.clamp(0, width - 1)].masked_fill(~inside, EMPTY)
+
+
+def _blocks(q: Tensor, k: Tensor, v: Tensor, at: int, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """A span of queries q (B, H, S, D), the first of which is token `at` of k and v; mask (H, block, K)."""
+    (batch, heads, span, dim), groups = q.shape, k.shape[1]
+    block, count = mask.shape[1:]
+    blocks, lead = -(-span // block), count - block
+    k, v = (_stretch(x, at - lead, at + blocks * block).unfold(2, count, block).mT for x in (k, v))
+    shape = (batch, groups, heads // groups, blocks, block)
+    q = F.pad(q, (0, 0, 0, blocks * block - span)).view(*shape, dim).transpose(2, 3).flatten(3, 4)
+    mask = mask.reshape(groups, 1, -1, count)
+    if at < lead:
+        index = (
+            torch.arange(blocks, device=q.device)[:, None] * block + torch.arange(count, device=q.device) + at - lead
+        )
+        mask = mask + torch.zeros_like(index, dtype=q.dtype).masked_fill(index < 0, EMPTY)[:, None]
+    out, lse = attend(q, k, v, mask[None], scaling)
+    out, lse = (x.unflatten(3, shape[2::2]).transpose(2, 3).reshape(batch, heads, -1, *x.shape[4:]) for x in (out, lse))
+    return out[:, :, :span], lse[:, :, :span]
+
+
+def _stretch(x: Tensor, start: int, stop: int) -> Tensor:
+    """x[:, :, start:stop], with zeros where that reaches over either end."""
+    return F.pad(x[:, :, max(start, 0) : stop], (0, 0, max(-start, 0), max(stop - x.shape[2], 0)))
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """`attend` by the CPU flash kernel, which wants four dimensions, the last one dense."""
+    mask = mask.expand(*q.shape[:-3], *mask.shape[-3:])
+    flat = [t.flatten(0, -4) for t in (q, k, v, mask)]
+    flat = [t if t.stride(-1) == 1 else t.contiguous() for t in flat]
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*flat[:3], attn_mask=flat[3], scale=scaling)
+    return out.view_as(q), lse.view(q.shape[:-1])
