@@ -10,6 +10,7 @@ from transformers import AttentionInterface
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 
+from attnopt.conformance.case import randomise
 from attnopt.mechanisms import Geometry, Inputs, Mechanism, load
 
 LENGTH = 63
@@ -114,3 +115,64 @@ def test_performer_pytorch_lets_a_large_future_key_into_the_past_and_ours_does_n
     ]
     assert moved[0] > 0.05
     assert moved[1] == 0
+
+
+# based and hedgehog
+
+
+def test_based_without_a_window_is_flash_linear_attentions_naive_one():
+    x, based = inputs(), build("based", window=0, feature_dim=16)
+    with torch.no_grad():
+        based.key_weight.copy_(torch.eye(16))
+        based.query_weight.copy_(torch.eye(16) * 16**-0.5)
+    peer = naive("ops/based/naive.py").naive_parallel_based
+    mass = peer(x.q, x.k, torch.ones_like(x.v), use_norm=False)  # its own normaliser adds 1e-6
+    assert_same(based(x)[0], peer(x.q, x.k, x.v, use_norm=False) / mass, x)
+
+
+def test_hedgehog_without_a_window_is_flash_linear_attention_on_its_features():
+    x, hedgehog = inputs(length=64), build("hedgehog", window=0)
+    q, k, v = (t.transpose(1, 2) for t in (x.q, x.k, x.v))
+    q, k = (torch.cat([t, -t], dim=-1).softmax(-1) for t in (q, k))
+    peer = naive("ops/linear_attn/naive.py").naive_chunk_linear_attn
+    assert_same(hedgehog(x)[0], peer(q, k, v, scale=1.0, normalize=True).transpose(1, 2), x, rtol=1e-7)
+
+
+# nsa
+
+
+class Unrotated(nn.Module):
+    """In place of the package's rotary embedding: our inputs carry their positions."""
+
+    def rotate_queries_with_cached_keys(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return q, k
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_nsas_package_backend_is_the_package_with_its_own_projections(kv_heads: int):
+    package = pytest.importorskip("native_sparse_attention_pytorch", reason="the package is not installed")
+    nsa = randomise(build("nsa", kv_heads, backend="package", block=8, selected=2, window=16))
+    taken = dict(nsa.backend.attention.named_parameters())
+    whole = package.SparseAttention(
+        dim=32,
+        dim_head=16,
+        heads=4,
+        kv_heads=kv_heads,
+        sliding_window_size=15,
+        compress_block_size=8,
+        compress_block_sliding_stride=8,
+        selection_block_size=8,
+        num_selected_blocks=2,
+        causal=True,
+        norm=False,
+        compress_mlp=nsa.backend.attention.k_compress,
+    ).double()
+    whole.rotary_emb = Unrotated()
+    shared = {name.replace("combine.0.1.", "combine.0."): p for name, p in taken.items()}
+    own = {name: p for name, p in whole.named_parameters() if name not in shared}
+    assert set(own) == {"to_qkv.weight", "combine_heads.weight"}
+    whole.load_state_dict({**shared, **own})
+    hidden = inputs().hidden
+    q, k, v = (whole.split_heads(t) for t in whole.to_qkv(hidden).split(whole.qkv_split, dim=-1))
+    ours = whole.combine_heads(nsa(Inputs(q, k, v, hidden))[0].transpose(1, 2).flatten(2))
+    torch.testing.assert_close(ours, whole(hidden), rtol=1e-9, atol=1e-9)

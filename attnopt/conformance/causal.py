@@ -68,7 +68,7 @@ def leak(mechanism: Mechanism, length: int = 129) -> str | None:
     shapes = ((1, g.heads, length, g.head_dim), *[(1, g.kv_heads, length, g.head_dim)] * 2, (1, length, g.hidden))
     generator = torch.Generator().manual_seed(0)
     q, k, v, hidden = (torch.randn(shape, generator=generator).to(like) for shape in shapes)
-    cuts = [*range(0, length - 1, 13), length - 2]
+    cuts = [*range(0, length - 1, 21), length - 2]
     probed = randomise(copy.deepcopy(mechanism)).eval()
     for finding in future_effects(probed, Inputs(q, k, v, hidden), cuts, f"{length} tokens", allowed=1e-3):
         if not finding.passed:
