@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.models.gpt2 import modeling_gpt2
@@ -68,6 +69,46 @@ def test_softmax_is_llamas_eager_attention(kv_heads: int):
     mask = torch.zeros(LENGTH, LENGTH).double().masked_fill(torch.ones(LENGTH, LENGTH).triu(1).bool(), -torch.inf)
     theirs, _ = modeling_llama.eager_attention_forward(layer, x.q, x.k, x.v, mask, scaling=16**-0.5)
     assert_same(build("softmax", kv_heads)(x)[0], theirs.transpose(1, 2), x, rtol=1e-5)  # it computes in float32
+
+
+# window and masks
+
+
+def distances() -> Tensor:
+    """(T, T) t - s of query t and key s."""
+    return torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize(("window", "sinks"), [(16, 0), (16, 4), (1, 3)])
+def test_window_is_sdpa_with_a_band_mask(window: int, sinks: int, kv_heads: int):
+    x, distance = inputs(kv_heads), distances()
+    visible = (distance >= 0) & ((distance < window) | (torch.arange(LENGTH) < sinks))
+    theirs = F.scaled_dot_product_attention(x.q, x.k, x.v, visible, enable_gqa=True)
+    assert_same(build("window", kv_heads, window=window, sinks=sinks)(x)[0], theirs, x)
+
+
+def test_window_is_local_attention():
+    local_attention = pytest.importorskip("local_attention", reason="local-attention is not installed")
+    x = inputs()
+    peer = local_attention.LocalAttention(
+        window_size=15,  # it counts the keys before the token
+        causal=True,
+        exact_windowsize=True,
+        autopad=True,
+        use_rotary_pos_emb=False,
+    )
+    assert_same(build("window", window=16, sinks=0)(x)[0], peer(x.q, x.k, x.v), x)
+
+
+def test_masks_is_sdpa_with_the_logarithm_of_the_mixed_masks():
+    names = ("last:1", "last:3", "window:9", "first:2", "stride:5")
+    x, masks, distance = inputs(), build("masks", candidates=names, start="random"), distances()
+    first = torch.arange(LENGTH).expand(LENGTH, -1) < 2
+    candidates = torch.stack([distance == 0, distance == 2, distance < 9, first, distance % 5 == 0]).double()
+    mixed = torch.einsum("c,cts->ts", masks.alpha[0].sigmoid(), candidates).tril()
+    theirs = F.scaled_dot_product_attention(x.q, x.k, x.v, mixed.detach().log())
+    assert_same(masks(x)[0], theirs, x)
 
 
 # performer
