@@ -83,7 +83,7 @@ class Mechanism(nn.Module):
     """The file's name; filled in by the registry."""
     source: ClassVar[str]
     """URL of the paper or code that defines it."""
-    growth: ClassVar[Literal["constant", "window", "linear"]]
+    growth: Literal["constant", "window", "linear"]
     """How the state grows with the tokens seen."""
     cost: ClassVar[str] = ""
     """Work per token in the letters above, for `attnopt mechanisms`."""

@@ -68,7 +68,8 @@ def band_attention(
 
     Args:
         q: (B, H, T, D).
-        k, v: (B, G, P + T, D): the queries' own tokens are the last T, the P before them are the past (any P >= 0).
+        k, v: (B, G, P + T, D): the queries' own tokens are the last T, behind P past ones. P may be negative: query t
+            attends the window that ends with key P + t, where there is one.
         bias: (H or 1, window), added to the scores by distance: bias[:, o] for the key o tokens back. EMPTY or less
             takes a distance out. Differentiable.
         prefix: the sequence's first tokens, joined under the same softmax.
@@ -90,6 +91,8 @@ def band_attention(
 
 def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """One softmax over the keys of all parts, each out (..., T, D), lse (..., T). A key in two parts counts twice."""
+    if len(parts) == 1:
+        return parts[0]
     lses = torch.stack([lse for _, lse in parts])
     total = lses.logsumexp(0)
     weights = (lses - total).exp().unsqueeze(-1)
@@ -162,8 +165,9 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, at: int, mask: Tensor, scaling: flo
 
 
 def _stretch(x: Tensor, start: int, stop: int) -> Tensor:
-    """x[:, :, start:stop], with zeros where that reaches over either end."""
-    return F.pad(x[:, :, max(start, 0) : stop], (0, 0, max(-start, 0), max(stop - x.shape[2], 0)))
+    """x[:, :, start:stop], with zeros where that lies beyond either end."""
+    ends = (min(stop, 0) - min(start, 0), max(stop, x.shape[2]) - max(start, x.shape[2]))
+    return F.pad(x[:, :, max(start, 0) : max(stop, 0)], (0, 0, *ends))
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:

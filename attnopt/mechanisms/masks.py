@@ -1,0 +1,212 @@
+"""A learnable combination of candidate masks.
+
+    p_ts ~ softmax_s(scaling q_t . k_s) m_ts,   m_ts = sum_c sigmoid(alpha_c) M_c,ts,   out_t = sum_s p_ts v_s
+
+renormalised over s, which is softmax with the bias log m on the support of m. Only the support is computed: bands of
+distances, the first tokens, and for `stride` and `full` residue classes of positions, merged by their log-sum-exps.
+A set of `last`, `window` and `first` takes O(T w) time and a state of w + f tokens; `stride:n` and `full` keep all
+tokens, and take O(T^2 / n) and O(T^2) time, and as much memory where gradients are recorded.
+
+Candidates, each a fixed binary causal mask (t the query, s the key):
+
+    last:i     the i-th-to-last token alone; last:1 is the token itself     s = t - i + 1
+    window:w   the last w tokens                                           t - w < s <= t
+    first:f    the first f tokens                                          s < f
+    stride:n   the token itself and every n-th before it                   n divides t - s
+    full       all tokens
+"""
+
+import re
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
+from attnopt.ops.band import BLOCK, EMPTY, Prefix, band_attention, merge
+from attnopt.ops.kept import Kept, with_new
+from attnopt.ops.strided import strided_attention
+
+FORMS = "last:i, window:w, first:f, stride:n, full"
+
+
+class Candidate(NamedTuple):
+    form: str
+    size: int
+
+    @classmethod
+    def parse(cls, name: str) -> "Candidate":
+        if name == "full":
+            return cls("stride", 1)
+        match = re.fullmatch(r"(last|window|first|stride):([1-9]\d*)", name)
+        if not match:
+            raise ValueError(f"candidate '{name}' is none of {FORMS}, with numbers of 1 or more")
+        return cls(match[1], int(match[2]))
+
+    @property
+    def keeps_itself(self) -> bool:
+        return self.form in ("window", "stride") or self == ("last", 1)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Of last and window: the distances start:stop."""
+        return (self.size - 1 if self.form == "last" else 0), self.size
+
+    def selects(self, distance: Tensor, s: Tensor) -> Tensor:
+        """Whether it selects the key at position s, `distance` >= 0 tokens back."""
+        if self.form == "last":
+            return distance == self.size - 1
+        if self.form == "window":
+            return distance < self.size
+        return s < self.size if self.form == "first" else distance % self.size == 0
+
+
+class Masks(Mechanism):
+    source = "https://arxiv.org/abs/1706.03762"
+    growth: Literal["window", "linear"] = "window"
+    cost = "(w + f) D"
+
+    class Options(MechanismOptions):
+        candidates: tuple[str, ...] = ("last:1", "last:2", "last:3", "last:4", "last:5")
+        """Of the forms last:i, window:w, first:f, stride:n, full."""
+        per_head: bool = False
+        """Whether each head has coefficients of its own; else the layer has one set."""
+        start: Literal["zeros", "random"] = "zeros"
+        """alpha at the start: 0, which is coefficients of 1/2, or standard normal."""
+        l1: Annotated[float, Field(ge=0)] = 0.0
+        """Weight in the loss of the sum of the coefficients."""
+
+        @field_validator("candidates")
+        @classmethod
+        def _leave_each_row_a_token(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+            if not any(candidate.keeps_itself for candidate in map(Candidate.parse, names)):
+                raise ValueError(
+                    f"{', '.join(names) or 'an empty list'} leaves a token without itself; "
+                    "at least one of last:1, window:w, stride:n, full must be there"
+                )
+            if len(set(names)) < len(names):
+                raise ValueError(f"{', '.join(names)} has a candidate twice")
+            return names
+
+    def __init__(self, geometry: Geometry, options: Options):
+        super().__init__(geometry, options)
+        self.candidates = [Candidate.parse(name) for name in options.candidates]
+        shape = (geometry.heads if options.per_head else 1, len(self.candidates))
+        self.alpha = nn.Parameter(torch.randn(shape) if options.start == "random" else torch.zeros(shape))
+        self.near, self.far, self.first = (
+            [i for i, c in enumerate(self.candidates) if c.form in forms]
+            for forms in (("last", "window"), ("stride",), ("first",))
+        )
+        self.window = max((self.candidates[i].size for i in self.near), default=0)
+        self.sinks = max((self.candidates[i].size for i in self.first), default=0)
+        if self.far:
+            self.growth, self.working = "linear", "quadratic"
+
+    def extend(self, x: Inputs, state: Kept | None = None) -> tuple[Tensor, State]:
+        kept = with_new(state, x.k, x.v, self.sinks)
+        parts = [self._band(x.q, kept, start, stop) for start, stop in self._runs() if start < kept.k.shape[2]]
+        parts += [self._strided(x.q, kept, i) for i in self.far]
+        if self.sinks:
+            bias = self._log_mass(self.first, self.sinks)[:, : kept.first_k.shape[2]]
+            prefix = Prefix(kept.first_k, kept.first_v, kept.seen - x.q.shape[2], bias=bias)
+            parts.append(prefix.attend(x.q, 0, self.geometry.scaling))
+        out, _ = merge(*parts)
+        return out.to(x.q.dtype), kept.cut(kept.seen if self.far else max(0, self.window - 1))
+
+    def _runs(self) -> list[tuple[int, int]]:
+        """Stretches of distances start:stop that hold all distances of near candidates, cut at wide gaps."""
+        runs: list[tuple[int, int]] = []
+        for start, stop in sorted(c.span for c in (self.candidates[i] for i in self.near)):
+            if runs and start - runs[-1][1] < BLOCK:
+                runs[-1] = (runs[-1][0], max(stop, runs[-1][1]))
+            else:
+                runs.append((start, stop))
+        return runs
+
+    def _band(self, q: Tensor, kept: Kept, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The keys at distances start:stop."""
+        count = kept.k.shape[2] - start
+        bias = self._log_mass(self.near, stop)[:, start:]
+        k, v = kept.k[:, :, :count], kept.v[:, :, :count]
+        return band_attention(q, k, v, stop - start, self.geometry.scaling, bias=bias)
+
+    def _strided(self, q: Tensor, kept: Kept, index: int) -> tuple[Tensor, Tensor]:
+        stride = self.candidates[index].size
+        out, lse = strided_attention(q, kept.k, kept.v, stride, self.geometry.scaling)
+        return out, lse + F.logsigmoid(self.alpha[:, index, None]).to(lse)
+
+    def _log_mass(self, members: list[int], count: int) -> Tensor:
+        """(heads or 1, count): log of the sum of those members' coefficients that select distance, or position, n."""
+        index = torch.arange(count, device=self.alpha.device)
+        selects = torch.stack([self.candidates[i].selects(index, index) for i in members])
+        logs = F.logsigmoid(wide(self.alpha)[0][:, members])
+        return logs[..., None].masked_fill(~selects, EMPTY).logsumexp(1)
+
+    def mask(self, length: int) -> Tensor:
+        """The learned mask m, (heads or 1, T, T), of rows t and columns s; zero where s > t."""
+        s = torch.arange(length, device=self.alpha.device)
+        distance = s[:, None] - s
+        selects = torch.stack([c.selects(distance, s) & (distance >= 0) for c in self.candidates])
+        return torch.einsum("hc,cts->hts", self.alpha.sigmoid(), selects.to(self.alpha))
+
+    def density(self, length: int) -> float:
+        """The part of the causal (query, key) pairs that the support holds on a sequence of `length` tokens."""
+        n = torch.arange(length)
+        near = [self.candidates[i] for i in (*self.near, *self.far)]
+        kept = torch.stack([c.selects(n, n) for c in near]).any(0)
+        sinks = n[: self.sinks, None] + n < length
+        pairs = ((length - n) * kept).sum() + (sinks & ~kept).sum()
+        return float(pairs / (length * (length + 1) / 2))
+
+    def pruned(self, threshold: float) -> "Masks":
+        """This mechanism without the candidates whose coefficients are all under the threshold.
+
+        Where none of those that keep a token itself would be left, the heaviest of them stays.
+        """
+        heaviest = self.alpha.detach().sigmoid().amax(0)
+        own = [i for i, c in enumerate(self.candidates) if c.keeps_itself]
+        kept = [i for i in range(len(self.candidates)) if heaviest[i] >= threshold]
+        if not set(kept) & set(own):
+            kept = sorted([*kept, max(own, key=lambda i: heaviest[i].item())])
+        names = tuple(self.options.candidates[i] for i in kept)
+        masks = Masks(self.geometry, self.options.model_copy(update={"candidates": names})).to(self.alpha)
+        with torch.no_grad():
+            masks.alpha.copy_(self.alpha[:, kept])
+        return masks.train(self.training)
+
+    def coefficients(self) -> dict[str, Tensor]:
+        """The coefficient of each candidate by name, (heads or 1, 1)."""
+        return dict(zip(self.options.candidates, self.alpha.sigmoid().split(1, dim=1), strict=True))
+
+    def penalty(self) -> Tensor | None:
+        return self.options.l1 * self.alpha.sigmoid().sum(1).mean() if self.options.l1 else None
+
+    def reference(self, x: Inputs) -> Tensor:
+        heads, outs = x.q.shape[1], []
+        k, v, mask = repeat_heads(x.k, heads), repeat_heads(x.v, heads), self.mask(x.q.shape[2])
+        for t in range(x.q.shape[2]):
+            scores = torch.einsum("bhd,bhsd->bhs", x.q[:, :, t], k[:, :, : t + 1]) * self.geometry.scaling
+            weights = scores.softmax(-1) * mask[:, t, : t + 1]
+            outs.append(torch.einsum("bhs,bhsd->bhd", weights / weights.sum(-1, keepdim=True), v[:, :, : t + 1]))
+        return torch.stack(outs, dim=2)
+
+    def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
+        last = length if self.far else min(length, max(0, self.window - 1))
+        tokens = last + min(length, self.sinks)
+        return 2 * batch * self.geometry.kv_heads * tokens * self.geometry.head_dim * dtype.itemsize
+
+    @classmethod
+    def limit(cls, length: int) -> Options:
+        return cls.Options(candidates=(f"window:{length}",))
+
+    @classmethod
+    def conformance_options(cls) -> dict[str, Options]:
+        sparse = ("first:3", "last:1", "last:2", "last:50", "window:2")
+        return {
+            "default": cls.Options(per_head=True),
+            "first and sparse": cls.Options(candidates=sparse, start="random"),
+            "stride": cls.Options(candidates=("stride:7", "last:3", "first:2"), per_head=True),
+            "full": cls.Options(candidates=("full", "window:5")),
+        }

@@ -1,0 +1,56 @@
+"""A sliding window with sinks: softmax over the last w tokens and the first f.
+
+out_t = sum_s p_ts v_s,   p_ts = softmax of scaling q_t . k_s over  { s : t - w < s <= t  or  s < f }
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State, repeat_heads
+from attnopt.ops.band import Prefix, band_attention
+from attnopt.ops.kept import Kept, with_new
+
+
+class Window(Mechanism):
+    source = "https://arxiv.org/abs/2309.17453"
+    growth = "window"
+    cost = "(w + f) D"
+
+    class Options(MechanismOptions):
+        window: Annotated[int, Field(ge=1)] = 16
+        """w: a token attends to itself and the w - 1 tokens before it,"""
+        sinks: Annotated[int, Field(ge=0)] = 4
+        """f: and to the first f tokens of the sequence."""
+
+    def extend(self, x: Inputs, state: Kept | None = None) -> tuple[Tensor, State]:
+        window, sinks = self.options.window, self.options.sinks
+        kept = with_new(state, x.k, x.v, sinks)
+        start = kept.seen - x.q.shape[2]
+        prefix = Prefix(kept.first_k, kept.first_v, start, gap=window) if sinks and kept.seen > window else None
+        out, _ = band_attention(x.q, kept.k, kept.v, window, self.geometry.scaling, prefix=prefix)
+        return out.to(x.q.dtype), kept.cut(window - 1)
+
+    def reference(self, x: Inputs) -> Tensor:
+        heads = x.q.shape[1]
+        k, v = repeat_heads(x.k, heads), repeat_heads(x.v, heads)
+        outs = []
+        for t in range(x.q.shape[2]):
+            seen = [s for s in range(t + 1) if s > t - self.options.window or s < self.options.sinks]
+            scores = torch.einsum("bhd,bhsd->bhs", x.q[:, :, t], k[:, :, seen]) * self.geometry.scaling
+            outs.append(torch.einsum("bhs,bhsd->bhd", scores.softmax(-1), v[:, :, seen]))
+        return torch.stack(outs, dim=2)
+
+    def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
+        tokens = min(length, self.options.window - 1) + min(length, self.options.sinks)
+        return 2 * batch * self.geometry.kv_heads * tokens * self.geometry.head_dim * dtype.itemsize
+
+    @classmethod
+    def limit(cls, length: int) -> Options:
+        return cls.Options(window=length)
+
+    @classmethod
+    def conformance_options(cls) -> dict[str, Options]:
+        return {"default": cls.Options(), "one token": cls.Options(window=1, sinks=0)}

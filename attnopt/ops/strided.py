@@ -1,0 +1,53 @@
+"""Softmax attention to every s-th token, counted back from the query's own: dense attention within each residue class.
+
+(out, lse) as in `ops.band`. O(T S / s) time; O(T + S) memory where autograd is not recording. s = 1 is full attention.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnopt.mechanisms.base import wide
+from attnopt.ops.band import EMPTY, SPAN, attend
+
+
+def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, scaling: float) -> tuple[Tensor, Tensor]:
+    """Each query attends its own token and those stride, 2 stride, ... before it.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, G, S, D): the queries' own tokens are the last T.
+    Returns: out (B, H, T, D), lse (B, H, T).
+    """
+    q, k, v = wide(q, k, v)
+    tokens, padded, group = q.shape[2], -k.shape[2] % stride, (k.shape[1], q.shape[1] // k.shape[1])
+    q, k, v = (_fold(x, stride) for x in (q, k, v))
+    q, rows, ahead = q.unflatten(1, group).transpose(2, 3), q.shape[3], k.shape[3] - q.shape[3]
+    parts, step = [], max(1, SPAN // stride)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        mask = _mask(stop - start, ahead + stop, stride, padded, q).repeat(1, group[1], 1)
+        queries = q[..., start:stop, :].flatten(3, 4)
+        out, lse = attend(queries, k[..., : ahead + stop, :], v[..., : ahead + stop, :], mask, scaling)
+        parts.append((out.unflatten(3, (group[1], -1)), lse.unflatten(3, (group[1], -1))))
+    out, lse = (torch.cat(part, 4) for part in zip(*parts, strict=True))
+    return _unfold(out, tokens), _unfold(lse, tokens)
+
+
+def _fold(x: Tensor, stride: int) -> Tensor:
+    """(B, G, T, D) -> (B, G, stride, rows, D), padded in front: row by row the tokens of each residue class."""
+    return F.pad(x, (0, 0, -x.shape[2] % stride, 0)).unflatten(2, (-1, stride)).transpose(2, 3)
+
+
+def _unfold(x: Tensor, tokens: int) -> Tensor:
+    """(B, G, stride, R, rows, ...) -> (B, G R, T, ...), the padding cut off."""
+    x = x.movedim(2, 4).flatten(3, 4).flatten(1, 2)
+    return x[:, :, x.shape[2] - tokens :]
+
+
+def _mask(rows: int, count: int, stride: int, padded: int, like: Tensor) -> Tensor:
+    """(stride, rows, count): the last row sees all `count` keys of its class, but for those that are padding."""
+    mask = torch.full((rows, count), EMPTY, dtype=like.dtype, device=like.device).triu(count - rows + 1)
+    mask = mask.repeat(stride, 1, 1)
+    mask[:padded, :, 0] = EMPTY
+    return mask
