@@ -1,5 +1,6 @@
 """The bench: latency, memory and state of a variant against context length, beside SDPA softmax in the same run."""
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,3 +38,6 @@ class BenchParams(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 takes one for each core."""
+
+    def cpu_threads(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))

@@ -1,0 +1,83 @@
+"""The clock: interleaved samples, and what they sum up to."""
+
+import contextlib
+import gc
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Limits(NamedTuple):
+    """When the rounds end."""
+
+    min_iterations: int
+    min_seconds: float
+    max_seconds: float
+
+
+class Quartiles(NamedTuple):
+    q1: float
+    median: float
+    q3: float
+
+    @property
+    def spread(self) -> float:
+        """(q3 - q1) / median."""
+        return (self.q3 - self.q1) / self.median if self.median else 0.0
+
+
+def quartiles(samples: Sequence[float]) -> Quartiles:
+    return Quartiles(*(float(q) for q in np.quantile(samples, [0.25, 0.5, 0.75])))
+
+
+def seconds(run: Callable[[Any], object], given: Any = None, cuda: bool = False) -> float:
+    """Time of one `run(given)`: wall time, or with `cuda` the time between two events on the current stream."""
+    if cuda:
+        import torch
+
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run(given)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+    before = time.perf_counter()
+    run(given)
+    return time.perf_counter() - before
+
+
+def interleave(samplers: Mapping[str, Callable[[], float]], limits: Limits, seed: int = 0) -> dict[str, list[float]]:
+    """Rounds that take one sample of everything, each round in a new random order, so that drift hits all alike.
+
+    They end when `min_iterations` rounds are done and `min_seconds` have passed. A sampler whose samples have cost
+    more than `max_seconds` drops out with those it has, which may be fewer than `min_iterations`.
+    """
+    order = random.Random(seed)
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    spent = dict.fromkeys(samplers, 0.0)
+    active, start, rounds = list(samplers), time.perf_counter(), 0
+    with no_collection():
+        while active and (rounds < limits.min_iterations or time.perf_counter() - start < limits.min_seconds):
+            for name in order.sample(active, len(active)):
+                before = time.perf_counter()
+                samples[name].append(samplers[name]())
+                spent[name] += time.perf_counter() - before
+            active = [name for name in active if spent[name] < limits.max_seconds]
+            rounds += 1
+    return samples
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep Python's garbage collector out of the samples."""
+    gc.collect()
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

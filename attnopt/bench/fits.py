@@ -1,0 +1,80 @@
+"""How a cost grows with length, and where two costs cross."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Fit(NamedTuple):
+    """cost ~ length^exponent, with a 95 % confidence interval; NaN bounds where two points leave no freedom."""
+
+    exponent: float
+    low: float
+    high: float
+
+
+def fit_exponent(lengths: Sequence[float], costs: Sequence[float], confidence: float = 0.95) -> Fit:
+    """Least squares on logarithms, with Student's t for the interval.
+
+    Args:
+        lengths, costs: of equal size, at least two, positive; costs are medians.
+    Raises: ValueError where they are not.
+    """
+    if len(lengths) != len(costs) or len(set(lengths)) < 2:
+        raise ValueError(f"an exponent needs costs at two lengths or more, there are {len(costs)} at {list(lengths)}")
+    if min(*lengths, *costs) <= 0:
+        raise ValueError(f"an exponent needs positive costs, there are {list(costs)}")
+    x, y = np.log(lengths), np.log(costs)
+    x = x - x.mean()
+    slope = float(x @ y / (x @ x))
+    freedom = len(x) - 2
+    if freedom < 1:
+        return Fit(slope, math.nan, math.nan)
+    from scipy.special import stdtrit
+
+    residuals = y - y.mean() - slope * x
+    error = math.sqrt(float(residuals @ residuals) / freedom / float(x @ x))
+    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * error
+    return Fit(slope, slope - half, slope + half)
+
+
+def crossover(lengths: Sequence[float], a: Sequence[float], b: Sequence[float]) -> float | None:
+    """The length from which `a` costs no more than `b`, up to the last length; interpolated on logarithms.
+
+    Returns: the first length where `a` is never above; None where it still is at the last.
+    Raises: ValueError where the sizes differ or a cost is not positive.
+    """
+    if not len(lengths) == len(a) == len(b) or not len(lengths) or min(*a, *b) <= 0:
+        raise ValueError("a crossover needs two positive costs at every length")
+    x = np.log(lengths)
+    gap = np.log(a) - np.log(b)
+    above = np.flatnonzero(gap > 0)
+    if not len(above):
+        return float(lengths[0])
+    i = int(above[-1])
+    if i == len(gap) - 1:
+        return None
+    return float(np.exp(x[i] + (x[i + 1] - x[i]) * gap[i] / (gap[i] - gap[i + 1])))
+
+
+def crossover_interval(
+    lengths: Sequence[float],
+    a: Sequence[Sequence[float]],
+    b: Sequence[Sequence[float]],
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float | None, float | None]:
+    """Bootstrap interval of `crossover` over the raw samples at every length; None is beyond the last length."""
+    rng = np.random.default_rng(seed)
+
+    def medians(samples: Sequence[Sequence[float]]) -> list[float]:
+        return [float(np.median(rng.choice(s, len(s)))) for s in samples]
+
+    found = [crossover(lengths, medians(a), medians(b)) for _ in range(resamples)]
+    tail = (1 - confidence) / 2
+    bounds = np.quantile([math.inf if f is None else f for f in found], [tail, 1 - tail], method="inverted_cdf")
+    low, high = (None if math.isinf(q) else float(q) for q in bounds)
+    return low, high

@@ -1,0 +1,76 @@
+"""The clock's samples, without processes: rounds, limits and what drift does to them."""
+
+import time
+
+import pytest
+
+from attnopt.bench import clock
+from attnopt.bench.clock import Limits, interleave, quartiles, seconds
+
+
+def test_interleave_takes_one_sample_of_each_in_every_round():
+    calls: list[str] = []
+
+    def sampler(name: str):
+        return lambda: calls.append(name) or float(len(calls))
+
+    found = interleave({"a": sampler("a"), "b": sampler("b")}, Limits(10, 0, 60))
+    assert [len(s) for s in found.values()] == [10, 10]
+    assert all(set(calls[i : i + 2]) == {"a", "b"} for i in range(0, 20, 2))
+    assert len({tuple(calls[i : i + 2]) for i in range(0, 20, 2)}) == 2, "each goes first now and then"
+
+
+class Clock:
+    """A clock that only work moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def work(self, cost: float) -> float:
+        self.now += cost
+        return cost
+
+
+@pytest.fixture
+def fake(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(clock, "time", made)
+    return made
+
+
+def test_interleave_goes_on_for_the_minimum_time(fake):
+    found = interleave({"a": lambda: fake.work(1)}, Limits(2, 7, 60))
+    assert found["a"] == [1] * 7
+
+
+def test_a_sampler_over_its_time_drops_out_and_the_others_go_on(fake):
+    found = interleave({"slow": lambda: fake.work(4), "quick": lambda: fake.work(1)}, Limits(20, 0, 10))
+    assert len(found["slow"]) == 3
+    assert len(found["quick"]) == 10, "which are its ten seconds"
+
+
+def test_drift_hits_interleaved_subjects_alike(fake):
+    """A machine that slows down tenfold during the run: equal subjects still come out equal."""
+
+    def drifting() -> float:
+        return fake.work(1) and 1 + fake.now / 10
+
+    found = interleave({"a": drifting, "b": drifting}, Limits(45, 0, 60))
+    a, b = (quartiles(samples).median for samples in found.values())
+    assert a / b == pytest.approx(1, abs=0.05)
+
+
+def test_quartiles_and_spread():
+    found = quartiles([4, 1, 3, 2, 5])
+    assert (found.q1, found.median, found.q3) == (2, 3, 4)
+    assert found.spread == pytest.approx(2 / 3)
+
+
+def test_seconds_measures_the_run_and_hands_over_what_it_is_given():
+    given = []
+    taken = seconds(lambda x: given.append(x) or time.sleep(0.02), "context")
+    assert given == ["context"]
+    assert 0.02 <= taken < 2

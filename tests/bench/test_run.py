@@ -1,0 +1,141 @@
+"""The ruler, tested on subjects of known cost, each in processes of its own."""
+
+import pytest
+import torch
+
+from attnopt.bench import BenchParams
+from attnopt.bench.clock import quartiles
+from attnopt.bench.fits import fit_exponent
+from attnopt.bench.run import Plan, _timed, bench_operation, latency, measure, memory
+from attnopt.errors import UserError
+
+from .toys import Planted, TinyGPT2, Toy
+
+QUICK = BenchParams(phases=["prefill"], threads=1, device="cpu", max_spread=1e9)
+FEW = QUICK.model_copy(update={"min_iterations": 3})
+
+
+def test_a_known_sleep_is_measured_within_a_tenth():
+    """A busy machine wakes a sleeper late, never early: the quickest sample is the ruler's own."""
+    fields = latency([Toy("variant", seconds=0.1)], 1, QUICK)["prefill", "variant"]
+    assert len(fields["samples"]) == 10
+    assert min(fields["samples"]) == pytest.approx(100, rel=0.1)
+
+
+@pytest.mark.parametrize("mib", [4, 64])
+def test_a_known_allocation_is_measured_within_a_tenth(mib):
+    assert memory(Toy("variant", mib=mib), 1, QUICK)["prefill"]["peak_mib"] == pytest.approx(mib, rel=0.1)
+
+
+def test_linear_and_quadratic_time_are_recovered():
+    lengths = [1, 2, 4]
+    toys = [Toy("linear", seconds=0.03, exponent=1), Toy("quadratic", seconds=0.03, exponent=2)]
+    found = [latency(toys, length, FEW) for length in lengths]
+    for toy in toys:
+        times = [min(f["prefill", toy.name]["samples"]) for f in found]
+        assert fit_exponent(lengths, times).exponent == pytest.approx(toy.exponent, abs=0.1), times
+
+
+def test_linear_and_quadratic_memory_are_recovered():
+    lengths = [1, 2, 4]
+    for toy in (Toy("linear", mib=8, exponent=1), Toy("quadratic", mib=8, exponent=2)):
+        peaks = [memory(toy, length, QUICK)["prefill"]["peak_mib"] for length in lengths]
+        assert fit_exponent(lengths, peaks).exponent == pytest.approx(toy.exponent, abs=0.1), peaks
+
+
+def test_a_planted_slow_mechanism_is_ranked_last():
+    subjects = [Planted("slow", 0.05), Planted("softmax", 0.0), Planted("variant", 0.0)]
+    found = measure([Plan("operation", subjects, [64])], QUICK.model_copy(update={"phases": ["prefill", "decode"]}))
+    for phase in ("prefill", "decode"):
+        ranked = sorted((m for m in found if m.phase == phase), key=lambda m: min(m.samples))
+        assert ranked[-1].subject == "slow"
+
+
+@pytest.mark.parametrize("fault", ["memory", "allocator", "killed"])
+def test_out_of_memory_is_an_outcome_and_the_other_subject_is_measured(fault):
+    found = measure([Plan("model", [Toy("variant", fault=fault), Toy("softmax")], [1])], FEW)
+    variant, softmax = found
+    assert (variant.outcome, variant.samples, variant.median, variant.peak_mib) == ("out-of-memory", [], None, None)
+    assert (softmax.outcome, len(softmax.samples)) == ("ok", 3)
+
+
+def test_what_was_measured_before_the_fault_is_kept():
+    params = FEW.model_copy(update={"phases": ["prefill", "decode"]})
+    found = latency([Toy("variant", fault="killed", fails_in="decode"), Toy("softmax")], 1, params)
+    outcomes = {key: fields["outcome"] for key, fields in found.items()}
+    assert outcomes.pop(("decode", "variant")) == "out-of-memory"
+    assert set(outcomes.values()) == {"ok"}
+    assert len(outcomes) == 3
+
+
+def test_a_subject_that_hangs_is_over_time():
+    params = FEW.model_copy(update={"max_seconds": 2.5})
+    found = latency([Toy("variant", fault="hangs"), Toy("softmax")], 1, params)
+    assert found["prefill", "variant"] == {"outcome": "over-time"}
+    assert found["prefill", "softmax"]["outcome"] == "ok"
+
+
+def test_a_slow_subject_is_over_time_with_the_samples_that_it_has():
+    params = QUICK.model_copy(update={"max_seconds": 1.0})
+    found = latency([Toy("variant", seconds=0.4), Toy("softmax")], 1, params)
+    variant, softmax = found["prefill", "variant"], found["prefill", "softmax"]
+    assert variant["outcome"] == "over-time"
+    assert 1 <= len(variant["samples"]) <= 3
+    assert (softmax["outcome"], len(softmax["samples"])) == ("ok", 10)
+
+
+def test_a_subject_that_breaks_is_a_failure():
+    with pytest.raises(RuntimeError, match="a toy broke"):
+        latency([Toy("variant", fault="broken")], 1, FEW)
+
+
+def test_a_gpu_that_is_not_there_is_the_users_mistake():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="torch sees no GPU"):
+        latency([Toy("variant")], 1, FEW.model_copy(update={"device": "cuda"}))
+
+
+def test_noise_is_measured_again_once_and_flagged_where_it_stays():
+    calls = {"steady": 0, "noisy": 0}
+
+    def steady() -> float:
+        calls["steady"] += 1
+        return 1.0
+
+    def noisy() -> float:
+        calls["noisy"] += 1
+        return float(calls["noisy"] % 2 + 1)
+
+    found = _timed({"steady": steady, "noisy": noisy}, BenchParams())
+    assert calls == {"steady": 20, "noisy": 20}
+    assert found["noisy"]["noisy"]
+    assert not found["steady"]["noisy"]
+
+
+def test_of_two_takes_the_calmer_is_kept():
+    values = iter([1.0, 2.0] * 5 + [3.0] * 10)
+    found = _timed({"a": lambda: next(values)}, BenchParams())["a"]
+    assert quartiles(found["samples"]).spread == 0
+    assert (found["median"], found["noisy"]) == (3000.0, False)
+
+
+def test_models_beyond_their_positions_are_flagged_and_states_are_counted():
+    params = QUICK.model_copy(update={"phases": ["prefill", "decode"], "min_iterations": 2})
+    subjects = [TinyGPT2("variant", "none"), TinyGPT2("softmax")]
+    found = {(m.phase, m.length, m.subject): m for m in measure([Plan("model", subjects, [32, 64, 96])], params)}
+    flagged = {(phase, length) for (phase, length, _), m in found.items() if m.synthetic_positions}
+    assert flagged == {("decode", 64), ("prefill", 96), ("decode", 96)}
+    for (_, length, subject), m in found.items():
+        bytes_of_keys_and_values = 2 * 2 * length * 32 * 4 if subject == "softmax" else 0
+        assert m.state_bytes == m.state_bytes_declared == bytes_of_keys_and_values
+        assert m.median is not None
+        assert m.outcome == "ok"
+
+
+def test_the_command_alone_prints_a_readable_table():
+    lines = bench_operation("softmax", [32], FEW).splitlines()
+    assert len(lines) == 3
+    cells = [cell.strip() for cell in lines[-1].strip("|").split("|")]
+    assert cells[:3] == ["operation", "prefill", "32"]
+    assert cells[-2:] == ["192.0", "192.0"]

@@ -1,0 +1,116 @@
+"""Subjects of known cost, picklable, for the ruler's own tests."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from attnopt.bench import Phase
+from attnopt.bench.model import ModelRunner
+from attnopt.bench.operation import OperationRunner
+from attnopt.bench.subjects import Runner, Setting, Work
+from attnopt.hf.attach import attach
+from attnopt.mechanisms import load
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, State
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Sleeps `seconds` and holds `mib` for a moment at length 1, `length^exponent` times that at others.
+
+    Attributes:
+        fault: what happens instead, in phase `fails_in`.
+    """
+
+    name: str
+    seconds: float = 0.0
+    mib: float = 0.0
+    exponent: float = 0.0
+    fault: Literal["memory", "allocator", "killed", "hangs", "broken"] | None = None
+    fails_in: Phase = "prefill"
+
+    def load(self, setting: Setting) -> "Toy":
+        return self
+
+    def work(self, phase: Phase, length: int) -> Work:
+        fault = self.fault if phase == self.fails_in else None
+        return Work(lambda _: self._fail(fault) if fault else self._cost(length))
+
+    def _cost(self, length: int) -> None:
+        times = length**self.exponent
+        if self.mib:
+            torch.ones(int(self.mib * times * MIB), dtype=torch.uint8)
+        if self.seconds:
+            time.sleep(self.seconds * times)
+
+    def _fail(self, fault: str) -> None:
+        if fault == "memory":
+            raise MemoryError
+        if fault == "allocator":
+            torch.empty(2**60, dtype=torch.uint8)
+        if fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "hangs":
+            time.sleep(600)
+        raise ZeroDivisionError("a toy broke")
+
+    def state_bytes(self, left: Any) -> int:
+        return 0
+
+    def declared_bytes(self, length: int) -> int:
+        return 0
+
+    def is_synthetic(self, phase: Phase, length: int) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class TinyGPT2:
+    """A random GPT-2 of two layers and 64 positions, with SDPA softmax or a mechanism."""
+
+    name: str
+    kind: str | None = None
+
+    def load(self, setting: Setting) -> Runner:
+        config = GPT2Config(
+            vocab_size=96, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+        )
+        model = GPT2LMHeadModel(config)
+        model.set_attn_implementation("sdpa")
+        if self.kind:
+            cls = load(self.kind)
+            attach(model, cls, cls.Options())
+        return ModelRunner(model, setting)
+
+
+class _SlowSoftmax(nn.Module):
+    def __init__(self, softmax: Mechanism, seconds: float):
+        super().__init__()
+        self.softmax, self.seconds = softmax, seconds
+
+    def forward(self, x: Inputs, state: State = None) -> Any:
+        time.sleep(self.seconds)
+        return self.softmax(x, state)
+
+    def state_bytes(self, *args: Any) -> int:
+        return self.softmax.state_bytes(*args)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Softmax alone that also sleeps."""
+
+    name: str
+    seconds: float
+
+    def load(self, setting: Setting) -> Runner:
+        softmax = load("softmax")
+        geometry = Geometry(heads=2, kv_heads=1, head_dim=16, hidden=32, scaling=0.25)
+        return OperationRunner(_SlowSoftmax(softmax(geometry, softmax.Options()), self.seconds), geometry, setting)
