@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnopt import conformance
-from attnopt.mechanisms import Inputs, Mechanism
+from attnopt.mechanisms import Geometry, Inputs, Mechanism
 from attnopt.mechanisms.base import repeat_heads, wide
 from attnopt.mechanisms.softmax import Softmax
 
@@ -364,3 +364,11 @@ def test_mutant_is_killed(name: str):
 
 def test_every_check_kills_a_mutant():
     assert {check for _, check, _ in MUTANTS.values()} == set(conformance.CHECKS)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, check, _) in MUTANTS.items() if check == "causality"])
+def test_leaking_mutant_is_refused_before_training(name: str):
+    geometry = Geometry(heads=4, kv_heads=4, head_dim=64, hidden=256, scaling=0.125)
+    mechanism = MUTANTS[name][0](geometry, Softmax.Options())
+    mechanism.kind = name
+    assert f"'{name}' leaks the future" in conformance.leak(mechanism)

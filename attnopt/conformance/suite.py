@@ -10,6 +10,7 @@ from typing import Any
 from attnopt import mechanisms
 from attnopt.conformance import checks
 from attnopt.conformance.case import GEOMETRIES, LENGTHS, Case, Finding, Findings, NotApplicable
+from attnopt.errors import UserError
 from attnopt.mechanisms import Mechanism
 
 CHECKS: dict[str, Callable[[Case], Findings]] = {
@@ -48,12 +49,12 @@ class Result:
 def check(cls: type[Mechanism], options: Any = None, only: Iterable[str] | None = None) -> list[Result]:
     """Run the checks (`only` those named) of a mechanism class with these options (its defaults).
 
-    Raises: ValueError for a check that does not exist.
+    Raises: UserError for a check that does not exist.
     """
     wanted = list(CHECKS) if only is None else list(only)
     for name in wanted:
         if name not in CHECKS:
-            raise ValueError(f"unknown check '{name}'; known: {', '.join(CHECKS)}")
+            raise UserError(f"unknown check '{name}'; known: {', '.join(CHECKS)}")
     options = cls.Options() if options is None else options
     return [_run(name, cls, options) for name in wanted]
 
@@ -90,20 +91,28 @@ def _judge(name: str, findings: list[Finding], leaks: bool) -> Result:
 def resolve(target: str) -> type[Mechanism]:
     """The class named by a registered kind or by "module:Class", where modules of the working directory are found.
 
-    Raises: ValueError where there is none.
+    Raises: UserError where there is none.
     """
-    if ":" not in target:
+    if ":" in target:
+        return _imported(target)
+    try:
         return mechanisms.load(target)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _imported(target: str) -> type[Mechanism]:
     module_name, _, class_name = target.partition(":")
     sys.path.insert(0, "")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot import '{target}': {error}; expected a kind or module:Class") from error
+    except Exception as error:  # the module is the user's, and may fail in any way
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"cannot import '{target}' as module:Class: {what}") from error
     finally:
         sys.path.remove("")
     if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
-        raise ValueError(f"'{target}' is not a subclass of attnopt.mechanisms.Mechanism")
+        raise UserError(f"'{target}' is not a subclass of attnopt.mechanisms.Mechanism")
     if not hasattr(cls, "kind"):
         cls.kind = class_name
     return cls
@@ -120,7 +129,7 @@ def conform_table(results: list[Result]) -> str:
 def main(target: str) -> bool:
     """Print the table of a mechanism, given as a kind or module:Class, for each of its option sets.
 
-    Returns: whether every check that applies passed. Raises: ValueError where there is no such mechanism.
+    Returns: whether every check that applies passed. Raises: UserError where there is no such mechanism.
     """
     cls, passed = resolve(target), True
     print(f"{target}: {', '.join(GEOMETRIES)}; {', '.join(map(str, LENGTHS))} tokens; worst deviation of each check")
