@@ -64,7 +64,7 @@ def bench(
     if (variant is None) == (mechanism is None):
         raise UserError("bench takes either a variant's name or --mechanism")
     if mechanism is not None:
-        from attnopt.bench.operation import bench_operation
+        from attnopt.bench.run import bench_operation
 
         print(bench_operation(mechanism, length or [1024, 4096]))
     else:
@@ -111,9 +111,9 @@ def mechanisms() -> None:
 @app.command()
 def conform(target: Annotated[str, typer.Argument(help="A mechanism's name, or module:Class of your own.")]) -> None:
     """Run the conformance suite on a mechanism and print its table of checks."""
-    from attnopt.conformance import run
+    from attnopt.conformance import main as check
 
-    if not run(target):
+    if not check(target):
         raise typer.Exit(1)
 
 

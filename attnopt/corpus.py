@@ -57,7 +57,8 @@ def _files(params: CorpusParams) -> Documents:
 
 def articles(text: str) -> list[str]:
     """WikiText's articles, each from its title line on; any other text is one document."""
-    return [part for part in re.split(r"(?m)^(?= = [^=\n]+ = $)", text) if part.strip()]
+    before, *titled = re.split(r"(?m)^(?= = [^=\n]+ = $)", text)
+    return [before, *titled] if before.strip() or not titled else [before + titled[0], *titled[1:]]
 
 
 def _hub(params: CorpusParams) -> Documents:
@@ -88,24 +89,21 @@ def _rows(dataset: Any, names: tuple[str, ...], params: CorpusParams) -> list[st
 
 
 def tokenize(texts: list[str], tokenizer: Any, block: int, max_tokens: int | None = None) -> tuple[np.ndarray, dict]:
-    """Blocks (n, block) of token ids, every document followed by the end-of-text token, and their statistics.
+    """Blocks (n, block) of token ids, every document followed by the end-of-text token, and the text's statistics.
 
-    Words are counted as WikiText does, line ends included; words and bytes are those of the tokens kept.
+    Words are counted as WikiText does, line ends included. With `max_tokens` the blocks are thinned out evenly, so that
+    they still stand for the whole text.
     """
     end = tokenizer.eos_token_id
-    kept: list[int] = []
-    counts = {"documents": 0, "words": 0, "bytes": 0}
-    for text in texts:
-        if max_tokens is not None and len(kept) >= max_tokens:
-            break
-        kept += [*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], end]
-        counts["documents"] += 1
-        counts["words"] += len(text.split()) + text.count("\n")
-        counts["bytes"] += len(text.encode())
-    tokens = len(kept) if max_tokens is None else min(len(kept), max_tokens)
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = [token for document in encoded for token in (*document, end)]
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
-    blocks = np.array(kept[: tokens // block * block], dtype=dtype).reshape(-1, block)
-    return blocks, {**counts, "tokens": len(kept), "blocks": len(blocks)}
+    blocks = np.array(ids[: len(ids) // block * block], dtype=dtype).reshape(-1, block)
+    if max_tokens is not None and len(blocks) > max_tokens // block:
+        blocks = blocks[np.linspace(0, len(blocks) - 1, max_tokens // block).astype(int)]
+    words = sum(len(text.split()) + text.count("\n") for text in texts)
+    size = sum(len(text.encode()) for text in texts)
+    return blocks, {"documents": len(texts), "words": words, "bytes": size, "tokens": len(ids), "blocks": len(blocks)}
 
 
 def write(params: CorpusParams, tokenizer: Any, out: Path) -> dict[str, Any]:
@@ -116,7 +114,7 @@ def write(params: CorpusParams, tokenizer: Any, out: Path) -> dict[str, Any]:
     found = documents(params)
     splits = {}
     for split in SPLITS:
-        limit = params.max_tokens if split == "train" else None
+        limit = params.max_tokens if split == "train" else params.max_eval_tokens
         blocks, splits[split] = tokenize(found[split], tokenizer, params.block, limit)
         if not len(blocks):
             tokens = splits[split]["tokens"]

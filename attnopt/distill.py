@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from attnopt import evaluate, mechanisms
 from attnopt import student as students
 from attnopt.checkpoint import Checkpoint
+from attnopt.conformance import leak
 from attnopt.device import autocast, memory, precision, resolve
-from attnopt.errors import RunError
+from attnopt.errors import RunError, UserError
 from attnopt.hf.attach import mechanisms_of
 from attnopt.losses import LossSpec, distillation_loss
 from attnopt.params import DistillParams, Variant
@@ -43,7 +44,7 @@ class Material:
         if cached is None:
             with torch.no_grad():
                 return hidden_states(self.teacher, ids)
-        return torch.from_numpy(np.ascontiguousarray(cached[rows])).to(ids.device).float()
+        return torch.from_numpy(np.array(cached[rows])).to(ids.device).float()
 
 
 @dataclass
@@ -80,6 +81,7 @@ class Trainer:
         self.dtype = precision(self.params.precision, self.device)
         material.teacher.to(self.device)
         self.student = students.build(material.teacher, variant, seed).to(self.device)
+        refuse_leaks(self.student)
         self.teacher_head, self.head = head_of(material.teacher), head_of(self.student)
         self.own, self.others = students.choose_trainable(self.student, self.params.train)
         self.blocks = material.blocks["train"]
@@ -230,6 +232,13 @@ class Trainer:
         state = {n: t for n, t in self.student.state_dict().items() if n in moving or ".mechanism." in n}
         log = vars(self.log)
         self.checkpoint.save({"step": step, "student": state, "optimizer": optimizer.state_dict(), "log": log})
+
+
+def refuse_leaks(student: Any) -> None:
+    """Raises UserError where a mechanism sees the future, unless it is marked as a control that does."""
+    for mechanism in mechanisms_of(student):
+        if mechanism.control != "leaks" and (reason := leak(mechanism)):
+            raise UserError(f"{reason}: it would be told what it has to predict")
 
 
 def total_steps(params: DistillParams, blocks: int) -> int:

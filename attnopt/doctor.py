@@ -10,8 +10,8 @@ def diagnose() -> str:
 
     from attnopt import mechanisms
     from attnopt.device import precision, resolve
-    from attnopt.teacher import load
     from attnopt.params import TeacherParams
+    from attnopt.teacher import load
 
     device = resolve("auto")
     model, _ = load(TeacherParams())

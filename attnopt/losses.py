@@ -24,14 +24,14 @@ class LossSpec(NamedTuple):
     kl: Divergence = "forward"
     ce_weight: float = 0.0
     temperature: float = 1.0
-    chunk: int = 1024
+    chunk: int = 64
 
 
 def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
     """Per token: the divergence (N,) of log-distributions (N, V), and its gradient (N, V) to the student's logits."""
     p, q = log_p.exp(), log_q.exp()
     if kind == "forward":
-        return (p * (log_p - log_q)).sum(-1), q - p
+        return (p * (log_p - log_q)).sum(-1), q.sub_(p)
     if kind == "reverse":
         ratio = log_q - log_p
         value = (q * ratio).sum(-1)
@@ -56,26 +56,26 @@ class _ChunkedLoss(torch.autograd.Function):
         targets: Tensor,
         spec: LossSpec,
     ) -> tuple[Tensor, Tensor]:
-        student = Head(weight, bias, scale)
         tokens, tau = len(hidden), spec.temperature
         inputs = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         grads = [torch.zeros_like(t) if t is not None and needed else None for t, needed in inputs]
+        student, teacher = Head(weight, bias, scale).to(_dtype(hidden)), teacher.to(_dtype(hidden))
         loss = kl = torch.zeros((), device=hidden.device)
         for i in range(0, tokens, spec.chunk):
             part = slice(i, i + spec.chunk)
-            (logits,) = wide(student(hidden[part]))
-            log_q = torch.log_softmax(logits / tau, -1)
-            log_p = torch.log_softmax(wide(teacher(teacher_hidden[part]))[0] / tau, -1)
+            logits, log_p = student(hidden[part]), _log_softmax(teacher(teacher_hidden[part]), tau)
+            log_q = _log_softmax(logits, tau)
             value, grad = divergence(log_p, log_q, spec.kl)
             kl = kl + value.sum()
             loss = loss + tau**2 * value.sum()
-            grad = grad * tau
+            grad *= tau
             if spec.ce_weight:
-                log_1 = log_q if tau == 1 else torch.log_softmax(logits, -1)
+                log_1 = log_q if tau == 1 else _log_softmax(logits, 1)
                 loss = loss - spec.ce_weight * log_1.gather(-1, targets[part, None]).sum()
                 grad += spec.ce_weight * log_1.exp()
                 grad.scatter_add_(-1, targets[part, None], torch.full_like(grad[:, :1], -spec.ce_weight))
-            _accumulate(grads, part, (grad * (scale / tokens)).to(hidden.dtype), hidden[part], weight, scale)
+            grad *= scale / tokens
+            _accumulate(grads, part, grad.to(student.weight.dtype), hidden[part], student.weight, scale)
         ctx.save_for_backward(*(g for g in grads if g is not None))
         ctx.filled = [g is not None for g in grads]
         return loss / tokens, kl / tokens
@@ -87,12 +87,24 @@ class _ChunkedLoss(torch.autograd.Function):
         return (*grads, None, None, None, None, None)
 
 
+def _dtype(hidden: Tensor) -> torch.dtype:
+    """The precision of the matrix products: autocast's, cast once here and not once a chunk."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _log_softmax(logits: Tensor, tau: float) -> Tensor:
+    """In at least float32."""
+    (logits,) = wide(logits)
+    return torch.log_softmax(logits if tau == 1 else logits / tau, -1)
+
+
 def _accumulate(grads: list, part: slice, grad: Tensor, hidden: Tensor, weight: Tensor, scale: float) -> None:
     """Add one chunk's share to the gradients of hidden, weight and bias; `grad` is scale * d loss / d logits."""
     if grads[0] is not None:
         grads[0][part] = grad @ weight
     if grads[1] is not None:
-        grads[1] += grad.T @ hidden
+        grads[1] += grad.T @ hidden.to(grad.dtype)
     if grads[2] is not None:
         grads[2] += grad.sum(0) / scale
 

@@ -39,6 +39,9 @@ class CorpusParams(Section):
     column: str = "text"
     block: Annotated[int, Field(ge=8)] = 128
     max_tokens: Positive | None = None
+    """Thin the train split out to this many tokens, evenly; null keeps all."""
+    max_eval_tokens: Positive | None = None
+    """The same for valid and test."""
 
     @model_validator(mode="after")
     def _complete(self) -> "CorpusParams":
@@ -79,7 +82,7 @@ class DistillParams(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    loss_chunk: Positive = 1024
+    loss_chunk: Positive = 64
     log_every: Positive = 10
     valid_every: Positive = 50
     valid_blocks: Positive = 32
@@ -94,7 +97,6 @@ class DistillParams(Section):
 
 class EvaluateParams(Section):
     batch: Positive = 16
-    max_blocks: Positive | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 

@@ -102,7 +102,15 @@ def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, checkp
     tokenizer = train_tokenizer(texts)
     stream, valid = token_stream(tokenizer, texts), token_stream(tokenizer, splits["valid"])
     set_seed(seed)
-    config = GPT2Config(vocab_size=VOCAB, n_positions=BLOCK, bos_token_id=0, eos_token_id=0, attn_pdrop=0.0, **SHAPE)
+    config = GPT2Config(
+        vocab_size=VOCAB,
+        n_positions=BLOCK,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_pdrop=0.0,
+        activation_function="gelu_pytorch_tanh",
+        **SHAPE,
+    )
     model = GPT2LMHeadModel(config).train()
     opts = optimizers(model, lr)
     first, spent, history = 0, 0.0, []

@@ -37,7 +37,7 @@ def load(params: TeacherParams, model: bool = True) -> tuple[Any, Any]:
         if not model:
             return None, tokenizer
         dtype = getattr(torch, params.dtype)
-        net = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, attn_implementation="sdpa", **options)
+        net = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"teacher.source {params.source}: {_name(params)} cannot be loaded: {reason}") from None
@@ -125,8 +125,12 @@ class Head:
     scale: float
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """(..., C) to (..., V)."""
+        """(..., C) to (..., V), in the weight's precision."""
+        hidden = hidden.to(self.weight.dtype)
         return nn.functional.linear(hidden * self.scale if self.scale != 1 else hidden, self.weight, self.bias)
+
+    def to(self, dtype: torch.dtype) -> "Head":
+        return Head(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype), self.scale)
 
 
 def head_of(model: Any) -> Head:

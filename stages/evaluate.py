@@ -39,7 +39,7 @@ def _measure(settings: params.Params, loaded: Material, student: Any, split: str
         teacher.head_of(student),
         partial(loaded.hidden, split),
         teacher.head_of(loaded.teacher),
-        loaded.blocks[split][: settings.evaluate.max_blocks],
+        loaded.blocks[split],
         settings.evaluate.batch,
         progress=partial(bar, name=f"{name} {split}", unit="batch"),
     )

@@ -10,7 +10,28 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-WORDS = "the a of in king river house stone water light green old small city born wrote found lived near under".split()
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "in",
+    "king",
+    "river",
+    "house",
+    "stone",
+    "water",
+    "light",
+    "green",
+    "old",
+    "small",
+    "city",
+    "born",
+    "wrote",
+    "found",
+    "lived",
+    "near",
+    "under",
+]
 
 
 def sentences(seed: int, count: int) -> str:
@@ -93,7 +114,7 @@ class Workspace:
         """Merge sections into params.yaml: `set(distill={"lr": 0.1})`; a value that is no mapping replaces."""
         content = YAML(typ="safe").load(self.params.read_text())
         for section, value in changes.items():
-            if isinstance(value, dict) and isinstance(content.get(section), dict):
+            if value and isinstance(value, dict) and isinstance(content.get(section), dict):
                 content[section].update(value)
             else:
                 content[section] = value

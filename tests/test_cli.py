@@ -29,7 +29,9 @@ def refused(expected: str, *arguments: str, code: int = 2, **options: object) ->
 
 
 def test_help_starts_without_torch() -> None:
-    code = "import sys, attnopt.cli; print([m for m in ('torch', 'transformers', 'pandas', 'gensim') if m in sys.modules])"
+    code = (
+        "import sys, attnopt.cli; print([m for m in ('torch', 'transformers', 'pandas', 'gensim') if m in sys.modules])"
+    )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     started = time.process_time()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)

@@ -30,17 +30,22 @@ def test_blocks_hold_the_documents_in_order_each_with_its_end(workspace: Workspa
         assert counts["bytes"] == len(text.encode())
 
 
-def test_train_text_can_be_cut(workspace: Workspace) -> None:
-    workspace.set(corpus={"max_tokens": 500})
+def test_text_can_be_thinned_out_evenly(workspace: Workspace) -> None:
     workspace.run("tokenize")
-    assert corpus.read(Path("data/corpus"), "train").size == 500 // 32 * 32
+    whole = corpus.read(Path("data/corpus"), "train").tolist()
+    workspace.set(corpus={"max_tokens": 500, "max_eval_tokens": 64})
+    workspace.run("tokenize")
+    thinned = corpus.read(Path("data/corpus"), "train").tolist()
+    assert len(thinned) == 500 // 32
+    assert [thinned[0], thinned[-1]] == [whole[0], whole[-1]]
+    assert corpus.read(Path("data/corpus"), "test").shape == (2, 32)
 
 
 def test_wikitext_falls_into_articles_and_loses_nothing() -> None:
     text = " \n = One = \n \n Some text . \n = = Part = = \n more \n = Two = \n end \n"
     parts = corpus.articles(text)
-    assert [p.split("\n")[0] for p in parts] == [" = One = ", " = Two = "]
-    assert "".join(parts) == text.removeprefix(" \n")
+    assert [p.strip().split("\n")[0] for p in parts] == ["= One = ", "= Two = "]
+    assert "".join(parts) == text
     assert corpus.articles("plain text\n") == ["plain text\n"]
 
 
@@ -120,7 +125,11 @@ def test_a_hub_dataset_of_rows_is_read(workspace: Workspace, monkeypatch: pytest
     found = DatasetDict({split: Dataset.from_dict({"text": texts}) for split, texts in rows.items()})
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: found)
     workspace.set(corpus={"source": "hub", "id": "x/y"})
-    assert corpus.documents(params.load().corpus) == {"train": [" = A = \n text \n", " = B = \n"], "valid": ["v"], "test": ["t"]}
+    assert corpus.documents(params.load().corpus) == {
+        "train": [" = A = \n text \n", " = B = \n"],
+        "valid": ["v"],
+        "test": ["t"],
+    }
     workspace.set(corpus={"column": "body"})
     refused("corpus.column: x/y has no column 'body'")
     del found["test"]

@@ -17,7 +17,7 @@ WRONG = {
     "out of range": ({"distill": {"lr": -1.0}}, "'distill.lr' is -1.0: input should be greater than 0"),
     "not a choice": ({"distill": {"kl": "sideways"}}, "'forward', 'reverse' or 'jsd'"),
     "not a number": ({"distill": {"lr": float("nan")}}, "'distill.lr' is nan"),
-    "no variants": ({"variants": {}}, "'variants' is {}"),
+    "no variants": ({"variants": {}}, "variants: Dictionary should have at least 1 item"),
     "unknown mechanism": ({"variants": {"none": "nonne"}}, "variants.none: unknown mechanism 'nonne' (did you mean none?)"),
     "no section": ({"variants": {"extra": "none"}}, "variant 'extra' has no section; add `extra: {}`"),
     "section's name": ({"variants": {"bench": "none"}}, "'bench' is the name of a section"),
@@ -36,7 +36,9 @@ def test_a_mistake_is_one_line_that_names_the_key(workspace: Workspace, case: st
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("a: [", "not readable YAML"), ("- 1\n", "must be a mapping"), ("", "must be")])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a: [", "not readable YAML"), ("- 1\n", "must be a mapping"), ("", "must be")]
+)
 def test_a_file_that_is_no_mapping_is_refused(workspace: Workspace, text: str, expected: str) -> None:
     workspace.params.write_text(text)
     with pytest.raises(UserError, match=expected):

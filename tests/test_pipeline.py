@@ -66,7 +66,12 @@ def test_one_name_from_stage_to_subcommand_to_file() -> None:
 
 def test_dependencies_between_rooms_run_one_way() -> None:
     order = ["mechanisms", "hf", "distill", "stages"]
-    rooms = {"mechanisms": "attnopt/mechanisms", "hf": "attnopt/hf", "distill": "attnopt/distill.py", "stages": "stages"}
+    rooms = {
+        "mechanisms": "attnopt/mechanisms",
+        "hf": "attnopt/hf",
+        "distill": "attnopt/distill.py",
+        "stages": "stages",
+    }
     for i, room in enumerate(order):
         path = ROOT / rooms[room]
         for file in [path] if path.is_file() else path.rglob("*.py"):

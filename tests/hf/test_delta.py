@@ -17,7 +17,7 @@ IDS = torch.arange(1, 12)[None]
 
 
 @pytest.fixture
-def saved(workspace) -> Path:  # noqa: ANN001
+def saved(workspace) -> Path:
     """A student `none` whose attention weights moved."""
     settings = params.load()
     model, _ = teacher.load(settings.teacher)
@@ -25,7 +25,12 @@ def saved(workspace) -> Path:  # noqa: ANN001
     with torch.no_grad():
         student.transformer.h[0].attn.c_proj.weight.add_(0.1)
     folder = workspace.path / "models" / "none" / "0"
-    delta.save(folder, student, model, {"kind": "none", "options": {}, "layers": None, "teacher": settings.teacher.model_dump()})
+    delta.save(
+        folder,
+        student,
+        model,
+        {"kind": "none", "options": {}, "layers": None, "teacher": settings.teacher.model_dump()},
+    )
     saved_logits = student(IDS).logits
     torch.save(saved_logits, workspace.path / "logits.pt")
     return folder
