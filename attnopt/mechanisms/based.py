@@ -1,0 +1,99 @@
+"""Based: a second-order Taylor expansion of exp on a low-rank projection, and a window (Arora et al. 2024).
+
+    phi(q) . phi(k) = 1 + s + s^2 / 2,   s = tau (P q) . (Q k),   P, Q: (d, D) per head
+
+phi(x) holds 1, the d entries of x, their squares over sqrt 2 and the d (d - 1) / 2 products of two. The polynomial is
+at least 1/2, but grows again below s = -1 where exp does not: hence short vectors (`_centre`) and a learnable tau.
+The fit takes the P and Q of rank d for which s is closest to the centred score in the mean square.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from attnopt.mechanisms._hybrid import Hybrid
+from attnopt.mechanisms.base import Geometry, repeat_heads, wide
+
+LONGEST = 16.0
+"""Projections longer than this are shortened to it: (P q . Q k)^2 must leave the 1 standing in float32 sums."""
+
+
+class Based(Hybrid):
+    source = "https://arxiv.org/abs/2402.18668"
+    cost = "w D + d^2 D"
+
+    class Options(Hybrid.Options):
+        feature_dim: int = Field(default=16, ge=1)
+        """d, the rank of the projection; head_dim at most."""
+
+    def __init__(self, geometry: Geometry, options: Options):
+        super().__init__(geometry, options)
+        self.rank = min(options.feature_dim, geometry.head_dim)
+        rows = torch.stack([_orthonormal(self.rank, geometry.head_dim) for _ in range(geometry.kv_heads)])
+        rows = rows * (geometry.scaling * (geometry.head_dim / self.rank) ** 0.5) ** 0.5
+        self.key_weight = nn.Parameter(rows)
+        self.query_weight = nn.Parameter(repeat_heads(rows[None], geometry.heads)[0].clone())
+        self.log_temperature = nn.Parameter(torch.zeros(geometry.heads))
+
+    def size(self) -> int:
+        return 1 + self.rank + self.rank * (self.rank + 1) // 2
+
+    def query_map(self, q: Tensor) -> Tensor:
+        return _taylor(self._project_queries(q))
+
+    def key_map(self, k: Tensor) -> Tensor:
+        return _taylor(self._project_keys(k))
+
+    def kernel(self, q: Tensor, k: Tensor) -> Tensor:
+        s = self._project_queries(q) @ repeat_heads(self._project_keys(k), q.shape[1]).mT
+        return 1 + s + s.square() / 2
+
+    def _project_queries(self, q: Tensor) -> Tensor:
+        weight, temperature = wide(self.query_weight, self.log_temperature)
+        return _shortened(q @ (weight * temperature.exp()[:, None, None]).mT)
+
+    def _project_keys(self, k: Tensor) -> Tensor:
+        (weight,) = wide(self.key_weight)
+        return _shortened(k @ weight.mT)
+
+    def fit_map(self, q: Tensor, k: Tensor) -> None:
+        """Least squares over independent q and k: with covariances Cq and Ck and Cq^1/2 Ck^1/2 = U S V^T, the best
+        rank-d P and Q are S^1/2 U^T Cq^-1/2 and S^1/2 V^T Ck^-1/2 of the d largest S."""
+        groups = k.shape[1]
+        q_root, q_inverse = _roots(_covariance(q.unflatten(1, (groups, -1)).flatten(2, 3)))
+        k_root, k_inverse = _roots(_covariance(k))
+        u, s, vh = torch.linalg.svd(q_root @ k_root * self.geometry.scaling)
+        u, root, vh = u[..., : self.rank], s[:, : self.rank, None].sqrt(), vh[:, : self.rank]
+        self.query_weight.copy_(repeat_heads((root * u.mT @ q_inverse)[None], self.geometry.heads)[0])
+        self.key_weight.copy_(root * vh @ k_inverse)
+        self.log_temperature.zero_()
+
+
+def _taylor(x: Tensor) -> Tensor:
+    """(..., d) -> (..., 1 + d + d (d + 1) / 2): the features of 1 + s + s^2 / 2."""
+    d = x.shape[-1]
+    products = [x[..., i:] * x[..., : d - i] for i in range(1, d)]
+    return torch.cat([torch.ones_like(x[..., :1]), x, x.square() * 0.5**0.5, *products], dim=-1)
+
+
+def _shortened(x: Tensor) -> Tensor:
+    return x * (LONGEST / x.norm(dim=-1, keepdim=True).clamp(min=LONGEST))
+
+
+def _orthonormal(rows: int, dim: int) -> Tensor:
+    """(rows, dim) random orthonormal rows."""
+    return nn.init.orthogonal_(torch.empty(rows, dim))
+
+
+def _covariance(x: Tensor) -> Tensor:
+    """(B, G, T, D) -> (G, D, D) mean of x x^T."""
+    x = x.transpose(0, 1).flatten(1, 2).double()
+    return x.mT @ x / x.shape[1]
+
+
+def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """C^1/2 and C^-1/2, where directions with a millionth of the largest variance or less count as having that."""
+    values, vectors = torch.linalg.eigh(covariance)
+    floor = (values.amax(-1, keepdim=True) * 1e-6).clamp(min=1e-12)
+    root = values.clamp(min=floor).sqrt()[:, None]
+    return vectors * root @ vectors.mT, vectors / root @ vectors.mT

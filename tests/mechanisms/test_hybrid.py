@@ -1,0 +1,95 @@
+"""What window + linear mechanisms share: their branches, their one normaliser, their state, their fit."""
+
+import pytest
+import torch
+from teacher import LENGTH, build, distance, teacher
+
+from attnopt.conformance.case import randomise
+from attnopt.mechanisms import Inputs, load
+from attnopt.mechanisms.base import measured_bytes, repeat_heads
+
+KINDS = ["based", "hedgehog"]
+
+
+def banded_softmax(x: Inputs, window: int) -> torch.Tensor:
+    age = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
+    scores = (x.q @ repeat_heads(x.k, 4).mT * 0.3).masked_fill((age < 0) | (age >= window), -torch.inf)
+    return scores.softmax(-1) @ repeat_heads(x.v, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_window_alone_is_banded_softmax_whatever_the_parameters(kind, kv_heads):
+    mechanism = randomise(build(kind, kv_heads, window=8, branches="window"))
+    x = teacher(kv_heads)
+    torch.testing.assert_close(mechanism(x)[0], banded_softmax(x, 8))
+    torch.testing.assert_close(mechanism.reference(x), banded_softmax(x, 8))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("branches", ["window", "far", "both"])
+def test_state_bytes_are_those_held(kind, branches):
+    mechanism, x = build(kind, 2, window=8, branches=branches).float(), teacher(2).map(lambda t, _: t.float())
+    for length in (3, 8, 9, 40):
+        _, state = mechanism(x.slice(0, length))
+        assert measured_bytes(state) == mechanism.state_bytes(6, length, torch.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_far_alone_reads_the_token_itself_and_those_before_the_window(kind):
+    mechanism, x = randomise(build(kind, window=8, branches="far")), teacher()
+    v = x.v.clone().requires_grad_()
+    out, _ = mechanism(Inputs(x.q, x.k, v))
+    (grad,) = torch.autograd.grad(out[:, :, 30].sum(), v)
+    read = (grad.abs().amax((0, 1, 3)) > 0).nonzero()[:, 0].tolist()
+    assert read == [*range(23), 30]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mass_moves_weight_between_the_branches(kind):
+    both, far, x = build(kind, window=8), build(kind, window=8, branches="far"), teacher()
+    window = banded_softmax(x, 8)
+    with torch.no_grad():
+        both.log_mass.fill_(-50)
+        torch.testing.assert_close(both(x)[0], window)
+        both.log_mass.fill_(50)
+        far.log_mass.fill_(50)
+        torch.testing.assert_close(both(x)[0][:, :, 8:], far(x)[0][:, :, 8:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("options", [{"window": 8}, {"window": 0}])
+def test_fit_brings_it_closer_to_softmax(kind, kv_heads, options):
+    started, fitted = build(kind, kv_heads, **options), build(kind, kv_heads, **options)
+    fitted.fit(teacher(kv_heads))
+    x = teacher(kv_heads, seed=7)
+    assert distance(fitted, x) < 0.7 * distance(started, x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fitted_far_part_beats_its_window_alone(kind):
+    both, window = build(kind, window=8), build(kind, window=8, branches="window")
+    both.fit(teacher())
+    x = teacher(seed=7)
+    assert distance(both, x) < 0.5 * distance(window, x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fit_on_sequences_within_the_window_leaves_the_mass(kind):
+    mechanism = build(kind, window=LENGTH)
+    mechanism.fit(teacher())
+    assert all(p.isfinite().all() for p in mechanism.parameters())
+    assert not mechanism.log_mass.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_window_branch_without_a_window_is_refused(kind):
+    with pytest.raises(ValueError, match="branches: 'window' needs a window of 1 or more, and window is 0"):
+        build(kind, window=0, branches="window")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_branch_is_refused(kind):
+    with pytest.raises(ValueError, match="branches"):
+        load(kind).Options(branches="near")
