@@ -46,12 +46,20 @@ class Prefix:
     bias: Tensor | None = None
 
     def attend(self, q: Tensor, at: int, scaling: float) -> tuple[Tensor, Tensor]:
-        """Queries q (B, H, T, D), the first of which stands `at` tokens after the first query."""
-        age = torch.arange(q.shape[2], device=q.device)[:, None] + self.start + at
-        hidden = age - torch.arange(self.k.shape[2], device=q.device) < self.gap
-        mask = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, EMPTY)
-        mask = mask if self.bias is None else mask + self.bias[:, None]
-        return attend_heads(q, self.k, self.v, mask, scaling)
+        """Queries q (B, H, T, D), the first of which stands `at` tokens after the first query.
+
+        Scores are laid out (..., f, T), as reductions over a few keys are fast only where the queries lie side by side.
+        """
+        q, k, v = wide(q, self.k, self.v)
+        group, position = (k.shape[1], q.shape[1] // k.shape[1]), torch.arange(q.shape[2], device=q.device)
+        hidden = position + self.start + at - torch.arange(k.shape[2], device=q.device)[:, None] < self.gap
+        scores = (k * scaling) @ q.unflatten(1, group).flatten(2, 3).mT
+        scores = scores.unflatten(3, (group[1], -1)).transpose(2, 3).flatten(1, 2)
+        scores = scores if self.bias is None else scores + self.bias[..., None]
+        scores = scores.masked_fill(hidden, EMPTY)
+        lse = scores.logsumexp(2)
+        p = (scores - lse.unsqueeze(2)).exp().mT
+        return (p.unflatten(1, group).flatten(2, 3) @ v).unflatten(2, (group[1], -1)).reshape(q.shape), lse
 
 
 def band_attention(
@@ -91,15 +99,11 @@ def band_attention(
 
 def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """One softmax over the keys of all parts, each out (..., T, D), lse (..., T). A key in two parts counts twice."""
-    if len(parts) == 1:
-        return parts[0]
-    lses = torch.stack([lse for _, lse in parts])
-    total = lses.logsumexp(0)
-    weights = (lses - total).exp().unsqueeze(-1)
-    out = weights[0] * parts[0][0]
-    for weight, (other, _) in zip(weights[1:], parts[1:], strict=True):
-        out = torch.addcmul(out, weight, other)
-    return out, total
+    out, lse = parts[0]
+    for other, other_lse in parts[1:]:
+        out = torch.lerp(out, other, torch.sigmoid(other_lse - lse).unsqueeze(-1))
+        lse = torch.logaddexp(lse, other_lse)
+    return out, lse
 
 
 def zero_empty(out: Tensor, lse: Tensor) -> Tensor:
