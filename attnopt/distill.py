@@ -224,8 +224,8 @@ class Trainer:
         self.log.kl["start"] = self.valid_kl()
         self.log.coefficients += list(self._coefficients(0))
 
-    def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        if self.checkpoint is None:
+    def _save(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
+        if self.checkpoint is None or optimizer is None:
             return
         self.log.wall, self.log.cpu = self._spent()
         moving = self.own.keys() | self.others.keys()

@@ -4,11 +4,12 @@ Training text: the articles of the enwiki sample's train split and WikiText-2's 
 Neither corpus' valid or test split is read for training; the sample's valid split gives the perplexity in the record.
 """
 
-import json
+import copy
 import math
-import os
 import re
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnopt.checkpoint import Checkpoint, key_of
 from attnopt.corpus import split_documents
+from attnopt.errors import UserError
+from attnopt.files import environment, sha256, write_json, written_aside
+from attnopt.progress import bar
 from attnopt.wiki import sample_articles, undo_wikitext
 
-VOCAB, BLOCK, BATCH = 4096, 256, 32
+VOCAB, BLOCK, BATCH, SAVE_EVERY = 4096, 256, 32, 200
 END = "<|endoftext|>"
-SHAPE = {"n_embd": 256, "n_layer": 4, "n_head": 4}
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB, "n_positions": BLOCK, "n_embd": 256, "n_layer": 4, "n_head": 4, "attn_pdrop": 0.0,
+    "activation_function": "gelu_pytorch_tanh", "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+TEXT = (
+    "WikiText-2 train (sentences with <unk> dropped, spacing undone) and the enwiki sample's train articles; CC BY-SA"
+)
 
 
 def train_tokenizer(texts: list[str], vocab: int = VOCAB, length: int = BLOCK) -> Any:
@@ -42,11 +53,11 @@ def train_tokenizer(texts: list[str], vocab: int = VOCAB, length: int = BLOCK) -
     )
 
 
-def token_stream(tokenizer, texts: list[str]) -> Tensor:
+def token_stream(tokenizer: Any, texts: list[str]) -> Tensor:
     """(tokens,) every text followed by the end-of-text token."""
     ids: list[int] = []
     for text in texts:
-        ids += [*tokenizer.encode(text), tokenizer.eos_token_id]
+        ids += [*tokenizer.encode(text, verbose=False), tokenizer.eos_token_id]
     return torch.from_numpy(np.array(ids, dtype=np.int64))
 
 
@@ -60,7 +71,7 @@ def epoch_batches(stream: Tensor, epoch: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def perplexity(model, stream: Tensor) -> float:
+def perplexity(model: Any, stream: Tensor) -> float:
     model.eval()
     total = count = 0.0
     for block in stream[: len(stream) // BLOCK * BLOCK].view(-1, BLOCK).split(BATCH):
@@ -85,82 +96,106 @@ def rate(step: int, steps: int, warmup: int = 100) -> float:
     return min(1.0, (step + 1) / warmup, (steps - step) / (0.5 * steps))
 
 
-def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, checkpoint: Path, log=print) -> dict:
-    """Train the bundled teacher and write it to `out`; goes on from `checkpoint` where one lies.
+def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int) -> dict[str, Any]:
+    """Train the bundled teacher and write it to `out`; goes on where an earlier call with these arguments was stopped.
 
     Args:
         wikitext: WikiText-2's folder with train.txt (the valid and test files are not opened).
         out: folder for the tokenizer, the float16 safetensors and training.json.
         steps: optimizer steps of BATCH x BLOCK tokens.
-    Returns: the training record.
+    Returns: the training record. Raises: UserError where train.txt is missing.
     """
+    texts, valid_texts = training_text(wikitext)
+    tokenizer = train_tokenizer(texts)
+    stream, valid = token_stream(tokenizer, texts), token_stream(tokenizer, valid_texts)
+    checkpoint = Checkpoint(key_of("pretrain", steps, lr, seed, sha256(*texts)))
+    with checkpoint.locked(), bar(name="pretrain", unit="step", total=steps) as progress:
+        model = new_model(seed)
+        opts = optimizers(model, lr)
+        step, seconds, history = _resume(checkpoint, model, opts)
+        loss_of = torch.compile(partial(_loss, model))
+        for block in batches_from(stream, step, steps, seed):
+            started = time.perf_counter()
+            loss = _step(loss_of, block, model, opts, lr * rate(step, steps))
+            step, seconds = step + 1, seconds + time.perf_counter() - started
+            progress.update(step - progress.n)
+            if step % SAVE_EVERY == 0 or step == steps:
+                history.append({"step": step, "loss": loss.item(), "valid_perplexity": perplexity(model, valid)})
+                progress.set_postfix(history[-1])
+                moving = {"model": model.state_dict(), "opts": [opt.state_dict() for opt in opts]}
+                moving |= {"rng": torch.get_rng_state()}
+                checkpoint.save({"step": step, "seconds": seconds, "history": history, **moving})
+        record: dict[str, Any] = {
+            "steps": steps,
+            "tokens": steps * BATCH * BLOCK,
+            "lr": lr,
+            "seed": seed,
+            "seconds": round(seconds),
+        }
+        record |= {"training_text": TEXT, "sha256": sha256(*texts), "history": history, "environment": environment()}
+        save(model, tokenizer, out, record)
+    checkpoint.remove()
+    return record
+
+
+def training_text(wikitext: Path) -> tuple[list[str], list[str]]:
+    """The documents to train on, and the sample's valid articles for the record's perplexity."""
+    file = wikitext / "train.txt"
+    if not file.is_file():
+        raise UserError(f"{file} is missing: pretrain needs the folder of the tokenised WikiText-2")
+    splits = split_documents([text for _, text in sample_articles()])
+    prose = undo_wikitext(file.read_text(encoding="utf-8"))
+    return splits["train"] + re.split(r"\n\n(?== )", prose), splits["valid"]
+
+
+def new_model(seed: int) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
-    splits = split_documents([text for _, text in sample_articles()])
-    wiki_texts = re.split(r"\n\n(?== )", undo_wikitext((wikitext / "train.txt").read_text(encoding="utf-8")))
-    texts = splits["train"] + wiki_texts
-    tokenizer = train_tokenizer(texts)
-    stream, valid = token_stream(tokenizer, texts), token_stream(tokenizer, splits["valid"])
     set_seed(seed)
-    config = GPT2Config(
-        vocab_size=VOCAB,
-        n_positions=BLOCK,
-        bos_token_id=0,
-        eos_token_id=0,
-        attn_pdrop=0.0,
-        activation_function="gelu_pytorch_tanh",
-        **SHAPE,
-    )
-    model = GPT2LMHeadModel(config).train()
-    opts = optimizers(model, lr)
-    first, spent, history = 0, 0.0, []
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for opt, saved in zip(opts, state["opts"], strict=True):
-            opt.load_state_dict(saved)
-        first, spent, history = state["step"], state["seconds"], state["history"]
+    return GPT2LMHeadModel(GPT2Config(**SHAPE)).train()
 
-    @torch.compile
-    def loss_of(block: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=block, use_cache=False).logits[:, :-1]
-        return F.cross_entropy(logits.flatten(0, 1).float(), block[:, 1:].flatten())
 
+def batches_from(stream: Tensor, first: int, steps: int, seed: int) -> Iterator[Tensor]:
+    """(BATCH, BLOCK) batches of the steps first .. steps - 1."""
     per_epoch = len(epoch_batches(stream, 0, seed)) - 1
-    epoch, batches = -1, stream
-    started = time.time() - spent
-    for step in range(first, steps):
-        if step // per_epoch != epoch:
-            epoch = step // per_epoch
-            batches = epoch_batches(stream, epoch, seed)
-        for opt in opts:
-            for group in opt.param_groups:
-                group["lr"] = lr * rate(step, steps)
-        loss = loss_of(batches[step % per_epoch])
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad()
-        if (step + 1) % 20 == 0:
-            tokens = (step + 1 - first) * BATCH * BLOCK / (time.time() - started - spent + 1e-9)
-            log(f"step {step + 1}/{steps}  loss {loss.item():.3f}  {tokens:,.0f} tokens/s")
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            history.append({"step": step + 1, "loss": loss.item(), "valid_perplexity": perplexity(model, valid)})
-            log(json.dumps(history[-1]))
-            state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts]}
-            state |= {"step": step + 1, "seconds": time.time() - started, "history": history}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
-            save(model, tokenizer, out, {"history": history, "tokens": (step + 1) * BATCH * BLOCK, "lr": lr})
-    return history[-1]
+    for epoch in range(first // per_epoch, steps // per_epoch + 1):
+        batches = epoch_batches(stream, epoch, seed)
+        for step in range(max(first, epoch * per_epoch), min(steps, (epoch + 1) * per_epoch)):
+            yield batches[step - epoch * per_epoch]
 
 
-def save(model, tokenizer, out: Path, record: dict) -> None:
-    import copy
+def _loss(model: Any, block: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=block, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1).float(), block[:, 1:].flatten())
 
-    out.mkdir(parents=True, exist_ok=True)
-    copy.deepcopy(model).half().save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+def _step(loss_of: Any, block: Tensor, model: Any, opts: list[torch.optim.Optimizer], lr: float) -> Tensor:
+    loss = loss_of(block)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for opt in opts:
+        for group in opt.param_groups:
+            group["lr"] = lr
+        opt.step()
+        opt.zero_grad()
+    return loss.detach()
+
+
+def _resume(checkpoint: Checkpoint, model: Any, opts: list[torch.optim.Optimizer]) -> tuple[int, float, list]:
+    state = checkpoint.load()
+    if state is None:
+        return 0, 0.0, []
+    model.load_state_dict(state["model"])
+    for opt, saved in zip(opts, state["opts"], strict=True):
+        opt.load_state_dict(saved)
+    torch.set_rng_state(state["rng"])
+    return state["step"], state["seconds"], state["history"]
+
+
+def save(model: Any, tokenizer: Any, out: Path, record: dict[str, Any]) -> None:
+    """The folder that `from_pretrained` reads, weights in float16, with training.json beside them."""
+    with written_aside(out) as aside:
+        copy.deepcopy(model).half().save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        write_json(aside / "training.json", record)

@@ -21,12 +21,10 @@ def run(name: str) -> None:
     inputs = (corpus.manifest_of(CORPUS)["sha256"], read_json(TEACHER / "manifest.json")["fingerprint"])
     done = []
     for seed in settings.seeds:
-        progress = bar(name=f"{name}/{seed}", unit="step", total=0)
         checkpoint = Checkpoint(key_of("distill", variant, seed, settings.corpus, settings.teacher, *inputs, *where))
-        with checkpoint.locked():
+        with checkpoint.locked(), bar(name=f"{name}/{seed}", unit="step", total=0) as progress:
             trainer = Trainer(loaded, variant, seed, checkpoint, progress=_shower(progress))
             student = trainer.run()
-            progress.close()
             _write(settings, trainer, student, loaded)
         done.append(checkpoint)
     for checkpoint in done:

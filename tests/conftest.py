@@ -10,28 +10,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "in",
-    "king",
-    "river",
-    "house",
-    "stone",
-    "water",
-    "light",
-    "green",
-    "old",
-    "small",
-    "city",
-    "born",
-    "wrote",
-    "found",
-    "lived",
-    "near",
-    "under",
-]
+WORDS = "the a of in king river house stone water light green old small city born wrote found lived near under".split()  # noqa: SIM905
 
 
 def sentences(seed: int, count: int) -> str:

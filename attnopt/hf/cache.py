@@ -68,7 +68,7 @@ class StateCache(Cache):
 
     def state_bytes(self) -> int:
         """Bytes held by the states' tensors."""
-        return sum(measured_bytes(layer.state) for layer in self.layers)
+        return sum(measured_bytes(layer.state) for layer in self.layers if isinstance(layer, StateLayer))
 
 
 def _batch_size(state: State) -> int:

@@ -12,6 +12,7 @@ def table() -> str:
         lines += [f"{kind}{mark}", f"    {summary}", f"    {cls.source}"]
         lines.append(f"    state: {cls.growth}; work per token: {cls.cost or 'not stated'}")
         for name, field in cls.Options.model_fields.items():
-            lines.append(f"    {name} = {field.get_default(call_default_factory=True)!r}  {field.description or ''}".rstrip())
+            default = field.get_default(call_default_factory=True)
+            lines.append(f"    {name} = {default!r}  {field.description or ''}".rstrip())
         lines.append("")
     return "\n".join(lines)
