@@ -5,7 +5,7 @@
 renormalised over s, which is softmax with the bias log m on the support of m. Only the support is computed: bands of
 distances, the first tokens, and for `stride` and `full` residue classes of positions, merged by their log-sum-exps.
 A set of `last`, `window` and `first` takes O(T w) time and a state of w + f tokens; `stride:n` and `full` keep all
-tokens, and take O(T^2 / n) and O(T^2) time, and as much memory where gradients are recorded.
+tokens and take O(T^2 / n) and O(T^2) time.
 
 Candidates, each a fixed binary causal mask (t the query, s the key):
 
@@ -102,7 +102,7 @@ class Masks(Mechanism):
         self.window = max((self.candidates[i].size for i in self.near), default=0)
         self.sinks = max((self.candidates[i].size for i in self.first), default=0)
         if self.far:
-            self.growth, self.working = "linear", "quadratic"
+            self.growth = "linear"
 
     def extend(self, x: Inputs, state: Kept | None = None) -> tuple[Tensor, State]:
         kept = with_new(state, x.k, x.v, self.sinks)

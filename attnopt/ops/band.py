@@ -11,11 +11,13 @@ Where autograd is not recording, CPU scores are never materialised (PyTorch's fl
 T (window + BLOCK) entries. Shapes as in `mechanisms.base`; M query rows, K keys.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from attnopt.mechanisms.base import wide
 
@@ -88,13 +90,38 @@ def band_attention(
     window = min(window, k.shape[2])
     bias = q.new_zeros(1, window) if bias is None else bias.to(q.dtype)[:, :window]
     mask = _band_mask(bias, min(BLOCK, tokens)).expand(q.shape[1], -1, -1)
-    parts = []
-    for start in range(0, tokens, SPAN):
-        queries = q[:, :, start : start + SPAN]
+
+    def attend_span(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        queries = q[:, :, start:stop]
         part = _blocks(queries, k, v, past + start, mask, scaling)
-        parts.append(part if prefix is None else merge(part, prefix.attend(queries, start, scaling)))
+        return part if prefix is None else merge(part, prefix.attend(queries, start, scaling))
+
+    return in_spans(attend_span, tokens)
+
+
+def in_spans(
+    attend_span: Callable[[int, int], tuple[Tensor, Tensor]],
+    count: int,
+    step: int | None = None,
+    dim: int = 2,
+    again: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse) of queries 0:count, from those of spans start:stop of `step` (SPAN) queries, joined along `dim`.
+
+    Args:
+        again: in a backward pass compute each span once more, rather than keep its scores for it.
+    """
+    step = step or SPAN
+    spans = [(start, min(start + step, count)) for start in range(0, count, step)]
+    if len(spans) == 1:
+        return attend_span(*spans[0])
+    again = again and torch.is_grad_enabled()
+    parts = [
+        checkpoint(attend_span, *span, use_reentrant=False, preserve_rng_state=False) if again else attend_span(*span)
+        for span in spans
+    ]
     outs, lses = zip(*parts, strict=True)
-    return (outs[0], lses[0]) if len(parts) == 1 else (torch.cat(outs, 2), torch.cat(lses, 2))
+    return torch.cat(outs, dim), torch.cat(lses, dim)
 
 
 def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

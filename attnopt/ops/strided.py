@@ -1,6 +1,6 @@
 """Softmax attention to every s-th token, counted back from the query's own: dense attention within each residue class.
 
-(out, lse) as in `ops.band`. O(T S / s) time; O(T + S) memory where autograd is not recording. s = 1 is full attention.
+(out, lse) as in `ops.band`. O(T S / s) time and O(T + S) memory; s = 1 is full attention.
 """
 
 import torch
@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnopt.mechanisms.base import wide
-from attnopt.ops.band import EMPTY, SPAN, attend
+from attnopt.ops import band
+from attnopt.ops.band import EMPTY, attend, in_spans
 
 
 def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, scaling: float) -> tuple[Tensor, Tensor]:
@@ -23,14 +24,14 @@ def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, scaling: flo
     tokens, padded, group = q.shape[2], -k.shape[2] % stride, (k.shape[1], q.shape[1] // k.shape[1])
     q, k, v = (_fold(x, stride) for x in (q, k, v))
     q, rows, ahead = q.unflatten(1, group).transpose(2, 3), q.shape[3], k.shape[3] - q.shape[3]
-    parts, step = [], max(1, SPAN // stride)
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
+
+    def attend_rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
         mask = _mask(stop - start, ahead + stop, stride, padded, q).repeat(1, group[1], 1)
         queries = q[..., start:stop, :].flatten(3, 4)
         out, lse = attend(queries, k[..., : ahead + stop, :], v[..., : ahead + stop, :], mask, scaling)
-        parts.append((out.unflatten(3, (group[1], -1)), lse.unflatten(3, (group[1], -1))))
-    out, lse = (torch.cat(part, 4) for part in zip(*parts, strict=True))
+        return out.unflatten(3, (group[1], -1)), lse.unflatten(3, (group[1], -1))
+
+    out, lse = in_spans(attend_rows, rows, max(1, band.SPAN // stride), dim=4, again=True)
     return _unfold(out, tokens), _unfold(lse, tokens)
 
 

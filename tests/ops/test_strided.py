@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from attnopt.mechanisms.base import repeat_heads
-from attnopt.ops import strided
+from attnopt.ops import band
 from attnopt.ops.strided import strided_attention
 
 
@@ -12,7 +12,7 @@ from attnopt.ops.strided import strided_attention
 def test_strided_is_masked_softmax(
     heads: int, groups: int, tokens: int, past: int, stride: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(strided, "SPAN", 16)
+    monkeypatch.setattr(band, "SPAN", 16)
     torch.manual_seed(0)
     shapes = (heads, tokens), (groups, past + tokens), (groups, past + tokens)
     leaves = [torch.randn(2, h, t, 8, dtype=torch.float64, requires_grad=True) for h, t in shapes]

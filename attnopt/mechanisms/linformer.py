@@ -1,0 +1,164 @@
+"""Linformer made causal: completed segments projected along the sequence to a few slots, the open segment exact.
+
+Positions are cut into segments of c tokens. A completed one becomes r slots per key/value head,
+    k'_j = sum_i E_ji k_i,   v'_j = sum_i F_ji v_i,   sum_i E_ji = sum_i F_ji = 1,   j = 1 .. r
+and query t attends, in one softmax, to the slots of the segments before its own and to the tokens of its own up to t:
+    scores   scaling q_t . k'_j + log(c / r)   and   scaling q_t . k_s
+log(c / r) gives a slot the mass of the c / r tokens that it stands for. E and F learn; what a row lacks to a sum of 1
+is added to it in equal shares. They start as means over c / r neighbouring tokens, so that r = c starts as the identity
+and equals softmax. As published (E over all positions) the mechanism cannot be causal.
+
+With rotary positions the keys arrive rotated, each to its own position, and are pooled so: pairs that turn by much of a
+circle within c / r tokens are averaged out of the slots, slowly turning pairs are kept.
+"""
+
+import math
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
+from attnopt.ops.band import EMPTY, attend, attend_heads, in_spans, merge, zero_empty
+
+
+class Segments(NamedTuple):
+    """Slots of completed segments and tokens of the open one, (B, G, n, D) each."""
+
+    slot_k: Tensor
+    slot_v: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class Linformer(Mechanism):
+    source = "https://arxiv.org/abs/2006.04768"
+    growth = "linear"
+    cost = "(S r / c + c) D"
+
+    class Options(MechanismOptions):
+        segment: Annotated[int, Field(ge=1)] = 16
+        """c: tokens per segment,"""
+        slots: Annotated[int, Field(ge=1)] = 4
+        """r: projected to this many slots; divides c."""
+        branches: Literal["both", "window", "far"] = "both"
+        """Only the open segment (window) or only the slots (far; zero where there are none), to see what each does."""
+
+        @model_validator(mode="after")
+        def _divides(self) -> "Linformer.Options":
+            if self.segment % self.slots:
+                raise ValueError(f"slots: {self.slots} does not divide segment, {self.segment}")
+            return self
+
+    def __init__(self, geometry: Geometry, options: Options):
+        super().__init__(geometry, options)
+        if options.branches != "window":
+            share = options.segment // options.slots
+            mean = torch.eye(options.slots).repeat_interleave(share, dim=1) / share
+            self.pool_k = nn.Parameter(mean.repeat(geometry.kv_heads, 1, 1))
+            self.pool_v = nn.Parameter(mean.repeat(geometry.kv_heads, 1, 1))
+        self.normalised = options.branches != "far"
+
+    def extend(self, x: Inputs, state: Segments | None = None) -> tuple[Tensor, State]:
+        old = state or Segments(*(_own(t[:, :, :0]) for t in (x.k, x.v, x.k, x.v)))
+        k, v = torch.cat([old.k, x.k], 2), torch.cat([old.v, x.v], 2)
+        slot_k, slot_v = old.slot_k, old.slot_v
+        done = k.shape[2] - k.shape[2] % self.options.segment
+        if done and self.options.branches != "window":
+            slot_k = torch.cat([slot_k, pool(self.pool_k, k[:, :, :done])], 2)
+            slot_v = torch.cat([slot_v, pool(self.pool_v, v[:, :, :done])], 2)
+        parts = []
+        if self.options.branches != "far":
+            parts.append(self._segments(x.q, k, v))
+        if slot_k.shape[2]:
+            parts.append(self._slots(x.q, slot_k, slot_v, old))
+        out = zero_empty(*merge(*parts)).to(x.q.dtype) if parts else x.q * 0
+        return out, Segments(slot_k, slot_v, _own(k[:, :, done:]), _own(v[:, :, done:]))
+
+    def _segments(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Each query to its own segment, up to itself; k and v begin with that of the first query."""
+        q, k, v = wide(q, k, v)
+        tokens, count, group = q.shape[2], k.shape[2], (k.shape[1], q.shape[1] // k.shape[1])
+        size = min(self.options.segment, count)
+        behind = -count % size
+        q = F.pad(q, (0, 0, count - tokens, behind)).unflatten(2, (-1, size)).unflatten(1, group).transpose(2, 3)
+        k, v = (F.pad(t, (0, 0, 0, behind)).unflatten(2, (-1, size)) for t in (k, v))
+        mask = torch.full((size, size), EMPTY, dtype=q.dtype, device=q.device).triu(1).repeat(1, 1, 1, group[1], 1)
+        out, lse = attend(q.flatten(3, 4), k, v, mask, self.geometry.scaling)
+        out, lse = (t.unflatten(3, (group[1], size)).transpose(2, 3).flatten(3, 4).flatten(1, 2) for t in (out, lse))
+        return out[:, :, count - tokens : count], lse[:, :, count - tokens : count]
+
+    def _slots(self, q: Tensor, k: Tensor, v: Tensor, old: Segments) -> tuple[Tensor, Tensor]:
+        """Each query to the slots of all segments before its own."""
+        segment, slots = self.options.segment, self.options.slots
+
+        def visible(query: Tensor | int) -> Any:
+            return (old.k.shape[2] + query) // segment * slots + old.slot_k.shape[2]
+
+        def attend_span(start: int, stop: int) -> tuple[Tensor, Tensor]:
+            count = max(slots, visible(stop - 1))
+            hidden = (
+                torch.arange(count, device=q.device) >= visible(torch.arange(start, stop, device=q.device))[:, None]
+            )
+            mask = torch.full_like(hidden, math.log(segment / slots), dtype=wide(q)[0].dtype).masked_fill(hidden, EMPTY)
+            return attend_heads(q[:, :, start:stop], k[:, :, :count], v[:, :, :count], mask, self.geometry.scaling)
+
+        return in_spans(attend_span, q.shape[2], again=True)
+
+    def reference(self, x: Inputs) -> Tensor:
+        segment, mass = self.options.segment, math.log(self.options.segment / self.options.slots)
+        far, near = (self.options.branches in ("both", branch) for branch in ("far", "window"))
+        outs = []
+        for t in range(x.q.shape[2]):
+            start = t - t % segment
+            k, v, biases = [], [], []
+            for first in range(0, start, segment) if far else ():
+                k.append(pool(self.pool_k, x.k[:, :, first : first + segment]))
+                v.append(pool(self.pool_v, x.v[:, :, first : first + segment]))
+                biases += [mass] * self.options.slots
+            if near:
+                k.append(x.k[:, :, start : t + 1])
+                v.append(x.v[:, :, start : t + 1])
+                biases += [0.0] * (t + 1 - start)
+            outs.append(self._attend(x.q[:, :, t], k, v, biases) if k else x.q[:, :, t] * 0)
+        return torch.stack(outs, dim=2)
+
+    def _attend(self, q: Tensor, k: list[Tensor], v: list[Tensor], biases: list[float]) -> Tensor:
+        keys, values = (repeat_heads(torch.cat(t, 2), q.shape[1]) for t in (k, v))
+        scores = torch.einsum("bhd,bhsd->bhs", q, keys) * self.geometry.scaling + q.new_tensor(biases)
+        return torch.einsum("bhs,bhsd->bhd", scores.softmax(-1), values)
+
+    def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
+        far = length // self.options.segment * self.options.slots if self.options.branches != "window" else 0
+        tokens = far + length % self.options.segment
+        return 2 * batch * self.geometry.kv_heads * tokens * self.geometry.head_dim * dtype.itemsize
+
+    @classmethod
+    def limit(cls, length: int) -> Options:
+        return cls.Options(segment=16, slots=16)
+
+    @classmethod
+    def conformance_options(cls) -> dict[str, Options]:
+        return {
+            "default": cls.Options(),
+            "window": cls.Options(branches="window"),
+            "far": cls.Options(segment=6, slots=2, branches="far"),
+        }
+
+
+def pool(weight: Tensor, x: Tensor) -> Tensor:
+    """Slots (B, G, n r, D) of n segments of tokens x (B, G, n c, D).
+
+    Args:
+        weight: (G, r, c); each row gets an equal amount per token added so that it sums to 1.
+    """
+    tokens, weight = wide(x, weight)
+    weight = (weight + (1 - weight.sum(-1, keepdim=True)) / weight.shape[-1]).to(tokens.dtype)
+    segments = tokens.unflatten(2, (-1, weight.shape[-1]))
+    return torch.einsum("grc,bgncd->bgnrd", weight, segments).flatten(2, 3).to(x.dtype)
+
+
+def _own(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
