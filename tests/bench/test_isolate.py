@@ -16,9 +16,10 @@ def patient(_: object) -> float:
     return 60.0
 
 
-def _surroundings() -> Iterator[tuple[int, int, bool]]:
-    server = os.getppid()
-    yield os.getpid(), len(list(Path(f"/proc/{server}/task").iterdir())), "transformers.models.gpt2" in sys.modules
+def _surroundings() -> Iterator[tuple[int, int, bool, str]]:
+    threads = len(list(Path(f"/proc/{os.getppid()}/task").iterdir()))
+    preloaded = {"transformers.models.gpt2.modeling_gpt2", "attnopt.hf.delta"} <= sys.modules.keys()
+    yield os.getpid(), threads, preloaded, Path("/proc/self/oom_score_adj").read_text().strip()
 
 
 def _threaded_product() -> Iterator[float]:
@@ -42,9 +43,8 @@ def _slow(seconds: float) -> Iterator[int]:
 def test_every_process_is_fresh_from_a_server_that_imported_everything_and_has_one_thread():
     """A fork copies only the forking thread, so a pool in the server would hang its children."""
     found = [next(fresh(_surroundings, patience=patient)) for _ in range(2)]
-    assert len({pid for pid, _, _ in found} | {os.getpid()}) == 3
-    assert [threads for _, threads, _ in found] == [1, 1]
-    assert all(preloaded for _, _, preloaded in found)
+    assert len({pid for pid, *_ in found} | {os.getpid()}) == 3
+    assert [rest for _, *rest in found] == [[1, True, "1000"]] * 2
 
 
 def test_threads_work_after_the_fork():

@@ -1,5 +1,7 @@
 """What a run does in each phase: models and operations, without processes."""
 
+import time
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -8,7 +10,7 @@ from attnopt.bench import BenchParams
 from attnopt.bench.model import ModelRunner, extend_positions, position_table
 from attnopt.bench.operation import OperationRunner
 from attnopt.bench.run import sampler
-from attnopt.bench.subjects import Operation, Setting
+from attnopt.bench.subjects import Operation, Setting, Work
 from attnopt.hf.attach import attach
 from attnopt.mechanisms import load
 from attnopt.mechanisms.base import Geometry
@@ -92,14 +94,12 @@ def test_an_operation_without_gradients_trains_without_error():
     assert Operation("none", GEOMETRY).load(SETTING).work("train", 10).run(None) is not None
 
 
-def test_a_decode_sample_is_per_token():
-    """Three tokens that cost one unit each: the sample is one."""
-    runner = Operation("softmax", GEOMETRY).load(SETTING)
-    work = runner.work("decode", 4)
-    ran = []
-    slow = type(work)(lambda state: ran.append(state) or torch.empty(0), work.context, work.copy, tokens=10**9)
-    assert sampler(slow, SETTING)() < 1e-6
-    assert len(ran) == 1
+def test_a_sample_is_per_token_and_every_run_gets_the_context_as_it_was():
+    seen = []
+    work = Work(lambda context: seen.append(len(context)) or context.append(0) or time.sleep(0.01), list, list, 10**6)
+    sample = sampler(work, SETTING)
+    assert all(1e-8 <= sample() < 1e-4 for _ in range(3))
+    assert seen == [0, 0, 0]
 
 
 def test_params_refuse_what_cannot_be():

@@ -1,0 +1,93 @@
+"""The stage and the benchmark script, from their inputs to their outputs, on a tiny model."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from attnopt import mechanisms, teacher
+from attnopt.files import read_json, write_json
+from attnopt.hf import delta
+from attnopt.params import TeacherParams
+from attnopt.student import build
+from stages import bench
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PARAMS = """\
+variants: {narrow: window}
+seeds: [3]
+teacher: {source: path, path: teacher}
+bench: {lengths: [16, 32], operation_lengths: [48], min_iterations: 2, decode_tokens: 2, threads: 1, device: cpu}
+narrow: {window: 4, sinks: 1}
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with params, a teacher of 24 positions, its manifest, and a student."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=8, n_positions=24, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained("teacher")
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="a").save_pretrained("teacher")
+    Path("params.yaml").write_text(PARAMS)
+    from attnopt import params
+
+    settings = params.load()
+    model, _ = teacher.load(settings.teacher)
+    variant = settings.variant("narrow")
+    student = build(model, variant, seed=3)
+    about = {"kind": "window", "options": variant.options.model_dump(), "layers": None}
+    about["teacher"] = TeacherParams(source="path", path="teacher").model_dump()
+    delta.save(Path("models/narrow/3"), student, model, about)
+    write_json("data/teacher/manifest.json", {"config": teacher.describe(model)})
+    return tmp_path
+
+
+def test_the_stage_writes_a_record_of_both_levels(project):
+    bench.run("narrow")
+    made = read_json(project / "results/bench/narrow/record.json")
+    assert (made["variant"], made["kind"], made["control"], made["machine"]) == ("narrow", "window", None, "default")
+    rows = {(m["level"], m["phase"], m["length"], m["subject"]): m for m in made["measurements"]}
+    where = [("model", 16), ("model", 32), ("operation", 48)]
+    assert rows.keys() == {
+        (a, p, n, s) for a, n in where for p in ("prefill", "decode") for s in ("variant", "softmax")
+    }
+    assert {m["outcome"] for m in rows.values()} == {"ok"}
+    assert all(len(m["samples"]) == 2 for m in rows.values())
+    cls = mechanisms.load("window")
+    window = cls(
+        mechanisms.Geometry(heads=2, kv_heads=2, head_dim=16, hidden=32, scaling=0.25), cls.Options(window=4, sinks=1)
+    )
+    layers = {"model": 2, "operation": 1}
+    for (level, _, length, subject), m in rows.items():
+        assert m["synthetic_positions"] == (level == "model" and length == 32)
+        expected = window.state_bytes(1, length, torch.float32) if subject == "variant" else 2 * 32 * length * 4
+        assert m["state_bytes_declared"] == expected * layers[level]
+
+
+def test_the_benchmark_script_measures_what_its_results_lack(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import mechanisms as script
+
+    file = tmp_path / "results.json"
+    arguments = ["--lengths", "8", "16", "--only", "window", "--threads", "1", "--device", "cpu", "--out", str(file)]
+    monkeypatch.setattr(sys, "argv", ["mechanisms.py", *arguments])
+    monkeypatch.setattr(script, "LONG", 16)
+    script.main()
+    first = capsys.readouterr()
+    rows = {(r["name"], r["phase"], r["length"]): r for r in json.loads(file.read_text())["rows"]}
+    assert rows.keys() == {
+        (k, p, n) for k in ("sdpa", "window") for p in ("prefill", "train", "decode") for n in (8, 16)
+    }
+    assert all(r["speedup"] == 1 for (name, _, _), r in rows.items() if name == "sdpa")
+    assert {key[2] for key, r in rows.items() if "peak_mib" in r} == {16}
+    assert "| window |" in first.out
+    script.main()
+    assert {(r["name"], r["phase"], r["length"]): r for r in json.loads(file.read_text())["rows"]} == rows
+    assert capsys.readouterr().out == first.out
