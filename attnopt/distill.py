@@ -20,6 +20,7 @@ from attnopt.device import autocast, memory, precision, resolve
 from attnopt.errors import RunError, UserError
 from attnopt.hf.attach import mechanisms_of
 from attnopt.losses import LossSpec, distillation_loss
+from attnopt.material import Material
 from attnopt.params import DistillParams, Variant
 from attnopt.teacher import head_of, hidden_states
 
@@ -28,23 +29,6 @@ HISTORY = (
     "rss_mib", "gpu_allocated_mib", "gpu_reserved_mib",
 )  # fmt: skip
 COEFFICIENTS = ("step", "layer", "head", "name", "value")
-
-
-@dataclass
-class Material:
-    """What a run learns from: the teacher, each split's blocks (n, T), and its hidden states (n, T, C) where cached."""
-
-    teacher: Any
-    blocks: dict[str, np.ndarray]
-    cached: dict[str, np.ndarray | None]
-
-    def hidden(self, split: str, rows: Any, ids: Tensor) -> Tensor:
-        """(b, T, C) the teacher's final hidden states for the rows of a split, cached or computed."""
-        cached = self.cached[split]
-        if cached is None:
-            with torch.no_grad():
-                return hidden_states(self.teacher, ids)
-        return torch.from_numpy(np.array(cached[rows])).to(ids.device).float()
 
 
 @dataclass

@@ -30,7 +30,9 @@ def load(params: TeacherParams, model: bool = True) -> tuple[Any, Any]:
     Raises: UserError naming the key where the source is missing, cannot be reached or is no causal language model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     where, options = _locate(params)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)

@@ -5,9 +5,10 @@ from typing import Any
 from attnopt import corpus, params
 from attnopt.checkpoint import Checkpoint, key_of
 from attnopt.device import precision, resolve
-from attnopt.distill import COEFFICIENTS, HISTORY, Material, Trainer, write_csv
+from attnopt.distill import COEFFICIENTS, HISTORY, Trainer, write_csv
 from attnopt.files import environment, read_json, write_json, written_aside
 from attnopt.hf import delta
+from attnopt.material import Material
 from attnopt.progress import bar
 from stages import CORPUS, MODELS, RESULTS, TEACHER, material
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from attnopt import corpus, evaluate, mechanisms, params, teacher
 from attnopt.device import resolve
-from attnopt.distill import Material
 from attnopt.files import environment, write_json, written_aside
 from attnopt.hf import delta
+from attnopt.material import Material
 from attnopt.progress import bar
 from stages import CORPUS, MODELS, RESULTS, material
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from attnopt import corpus, teacher
-from attnopt.distill import Material
 from attnopt.errors import UserError
 from attnopt.files import read_json
+from attnopt.material import Material
 from attnopt.params import Params
 from stages import CORPUS, TEACHER
 

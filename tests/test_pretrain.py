@@ -74,7 +74,7 @@ def test_stopped_and_started_again_it_ends_the_same(tmp_path: Path, monkeypatch:
     assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[1])
 
 
-def _stop_at_the_third_call():  # noqa: ANN202
+def _stop_at_the_third_call():
     calls = []
 
     def perplexity(*_: object) -> float:

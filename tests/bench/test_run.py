@@ -7,9 +7,11 @@ from attnopt.bench import BenchParams
 from attnopt.bench.clock import quartiles
 from attnopt.bench.fits import fit_exponent
 from attnopt.bench.run import Plan, _timed, bench_operation, latency, measure, memory
+from attnopt.bench.subjects import Operation
 from attnopt.errors import UserError
+from attnopt.mechanisms import Geometry
 
-from .toys import Planted, TinyGPT2, Toy
+from .toys import MIB, Planted, TinyGPT2, Toy
 
 QUICK = BenchParams(phases=["prefill"], threads=1, device="cpu", max_spread=1e9)
 FEW = QUICK.model_copy(update={"min_iterations": 3})
@@ -131,6 +133,23 @@ def test_models_beyond_their_positions_are_flagged_and_states_are_counted():
         assert m.state_bytes == m.state_bytes_declared == bytes_of_keys_and_values
         assert m.median is not None
         assert m.outcome == "ok"
+
+
+def test_a_decoding_step_holds_the_state_before_it_and_the_one_after():
+    params = QUICK.model_copy(update={"phases": ["decode"]})
+    geometry = Geometry(heads=2, kv_heads=2, head_dim=64, hidden=128, scaling=0.125)
+    found = memory(Operation("softmax", geometry), 4096, params)["decode"]
+    state = 2 * 2 * 4096 * 64 * 4
+    assert found["state_bytes"] == found["state_bytes_declared"] == state
+    assert found["peak_mib"] * MIB == pytest.approx(2 * state, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lengths", "reason"), [("sofmax", [8], "did you mean softmax"), ("softmax", [0], "0")]
+)
+def test_the_command_alone_refuses_what_is_not_there(kind, lengths, reason):
+    with pytest.raises(UserError, match=reason):
+        bench_operation(kind, lengths)
 
 
 def test_the_command_alone_prints_a_readable_table():

@@ -31,12 +31,11 @@ def test_kernel_is_unbiased(orthogonal):
     torch.testing.assert_close(kernel, (0.4 * q @ k.mT).exp()[:, 0], rtol=0.08, atol=0)
 
 
-def test_kernel_is_unbiased_whatever_the_means_and_the_balance():
+def test_kernel_is_unbiased_whatever_the_shift_and_the_balance():
     performer, q, k = many_draws(), vectors(6, 1), vectors(7, 2)
     with torch.no_grad():
-        for p in (performer.centre.key_mean, performer.centre.query_mean, performer.log_balance):
-            p.copy_(torch.linspace(-0.3, 0.3, 8).roll(p.ndim).expand_as(p))
-        performer.centre.query_mean.mul_(-0.7)
+        performer.key_shift.copy_(torch.linspace(-0.3, 0.3, 8).expand_as(performer.key_shift))
+        performer.log_balance.copy_(torch.linspace(0.3, -0.3, 8).roll(3).expand_as(performer.log_balance))
         exponents = performer._query_exponents(q)[..., None, :] + performer._key_exponents(k)[..., None, :, :]
         logs = exponents.exp().mean((1, 4)).log()
     excess = logs - 0.4 * (q @ k.mT)[:, 0]
