@@ -70,10 +70,11 @@ def crossover_interval(
     """Bootstrap interval of `crossover` over the raw samples at every length; None is beyond the last length."""
     rng = np.random.default_rng(seed)
 
-    def medians(samples: Sequence[Sequence[float]]) -> list[float]:
-        return [float(np.median(rng.choice(s, len(s)))) for s in samples]
+    def medians(samples: Sequence[Sequence[float]]) -> np.ndarray:
+        drawn = [rng.choice(values, (resamples, len(values))) for values in samples]
+        return np.stack([np.median(values, axis=1) for values in drawn], axis=1)
 
-    found = [crossover(lengths, medians(a), medians(b)) for _ in range(resamples)]
+    found = [crossover(lengths, *rows) for rows in zip(medians(a), medians(b), strict=True)]
     tail = (1 - confidence) / 2
     bounds = np.quantile([math.inf if f is None else f for f in found], [tail, 1 - tail], method="inverted_cdf")
     low, high = (None if math.isinf(q) else float(q) for q in bounds)

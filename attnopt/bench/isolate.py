@@ -5,7 +5,6 @@ A process reports by yielding. What kills it, or makes it too slow, is an outcom
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
-from attnopt.errors import UserError
+from attnopt.errors import RunError, UserError
 
 Outcome = Literal["ok", "out-of-memory", "over-time"]
 
@@ -34,22 +33,10 @@ class Stopped(Exception):
 def start_server() -> None:
     """Start importing in the background; the first call of `fresh` does it otherwise.
 
-    The server must stay single-threaded, for a fork copies no other thread: no OpenMP or BLAS pool at import.
+    The server computes nothing: a fork copies the forking thread alone, and a process without its OpenMP pool hangs.
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
-    with _environ(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1"):
-        forkserver.ensure_running()
-
-
-@contextlib.contextmanager
-def _environ(**values: str) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    forkserver.ensure_running()
 
 
 def fresh(function: Callable[..., Iterator[Any]], *args: Any, patience: Callable[[Any], float]) -> Iterator[Any]:
@@ -60,6 +47,7 @@ def fresh(function: Callable[..., Iterator[Any]], *args: Any, patience: Callable
     Raises:
         Stopped: the process ran out of memory (also when the kernel killed it) or out of time.
         UserError, RuntimeError: what the process raised.
+        RunError: it crashed, or did not start.
     """
     start_server()
     context = multiprocessing.get_context("forkserver")
@@ -68,6 +56,8 @@ def fresh(function: Callable[..., Iterator[Any]], *args: Any, patience: Callable
     process.start()
     theirs.close()
     try:
+        if not ours.poll(START_SECONDS):
+            raise RunError(f"a bench process did not start within {START_SECONDS:.0f} s: the machine is too busy")
         item = _receive(ours, process, START_SECONDS)
         while (item := _receive(ours, process, patience(item))) is not _serve:
             yield item
@@ -87,7 +77,7 @@ def _receive(pipe: Connection, process: Any, max_seconds: float) -> Any:
         process.join()
         if process.exitcode == -signal.SIGKILL:
             raise Stopped("out-of-memory") from None
-        raise RuntimeError(f"a bench process died with exit code {process.exitcode}") from None
+        raise RunError(f"a bench process died with exit code {process.exitcode}") from None
     if tag == "stopped":
         raise Stopped(content)
     if tag == "error":

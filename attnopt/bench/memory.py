@@ -6,6 +6,7 @@ use) are taken out of it, so a peak is what was allocated. Elsewhere a thread sa
 
 import contextlib
 import ctypes
+import functools
 import gc
 import threading
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ def high_water(cuda: bool = False) -> Iterator[Peak]:
             yield peak
 
 
+@functools.cache
 def _can_reset() -> bool:
     """Whether the kernel has a high-water mark that can be set back."""
     try:
