@@ -1,14 +1,30 @@
 """reports: the page, its Markdown twin, figures, tables and metrics, from the records alone."""
 
+import shutil
 from pathlib import Path
 
 from attnopt import params
+from attnopt.files import written_aside
 from attnopt.report import page
+from stages import RESULTS
+
+REPORTS = Path("reports")
 
 
 def run() -> None:
     settings = params.load()
-    out = Path("reports")
-    for warning in page.write(Path(), settings.variants, settings.seeds, settings.report, out):
+    for warning in page.write(Path(), settings.variants, settings.seeds, settings.report, REPORTS):
         print(f"note: {warning}")
-    print(f"the report lies at {out / 'index.html'}")
+    _histories(settings)
+    print(f"the report lies at {REPORTS / 'index.html'}")
+
+
+def _histories(settings: params.Params) -> None:
+    """reports/training: every run's history under a name of its own, for `dvc plots`."""
+    with written_aside(REPORTS / "training") as aside:
+        aside.mkdir()
+        for name in settings.variants:
+            for seed in settings.seeds:
+                history = RESULTS / "distill" / name / str(seed) / "history.csv"
+                if history.is_file():
+                    shutil.copy(history, aside / f"{name}-{seed}.csv")

@@ -9,6 +9,7 @@ remembers of the past is a state that goes in and comes out. Shapes, used as suf
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -157,8 +158,7 @@ class Mechanism(nn.Module):
             kept = x.keep[b].nonzero()[:, 0] if x.keep is not None else torch.arange(tokens, device=x.q.device)
             out = x.q.new_zeros((1, *x.q.shape[1:3], x.v.shape[-1]))
             if len(kept):
-                row = x.map(lambda t, dim, b=b, kept=kept: t[b : b + 1].index_select(dim, kept))
-                row_out, row_state = self.extend(row, row_state)
+                row_out, row_state = self.extend(x.map(partial(_pick, b, kept)), row_state)
                 out = out.index_copy(2, kept, row_out)
             outs.append(out)
             after.append(row_state)
@@ -173,6 +173,10 @@ class Rows:
 
     def select(self, index: Tensor) -> "Rows":
         return Rows([self.rows[i] for i in index.tolist()])
+
+
+def _pick(b: int, kept: Tensor, t: Tensor, dim: int) -> Tensor:
+    return t[b : b + 1].index_select(dim, kept)
 
 
 def _row(state: State, b: int) -> State:

