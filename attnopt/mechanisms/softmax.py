@@ -19,9 +19,10 @@ class Softmax(Mechanism):
         pass
 
     def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
-        k, v = x.k, x.v
-        if state is not None:
-            k, v = torch.cat([state[0], k], dim=2), torch.cat([state[1], v], dim=2)
+        if state is None:
+            k, v = x.k.clone(), x.v.clone()  # views would keep the model's whole q, k, v alive
+        else:
+            k, v = torch.cat([state[0], x.k], dim=2), torch.cat([state[1], x.v], dim=2)
         new, seen = x.q.shape[2], k.shape[2]
         bias = None if new in (1, seen) else torch.ones(new, seen, dtype=torch.bool, device=k.device).tril(seen - new)
         out = F.scaled_dot_product_attention(

@@ -11,7 +11,7 @@ import transformers as hf
 from attnopt.errors import UserError
 from attnopt.hf.attach import attach, mechanisms_of, probe
 from attnopt.hf.cache import StateCache
-from attnopt.mechanisms import load
+from attnopt.mechanisms import load, names
 
 COMMON = {"vocab_size": 99, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 LLAMA = {**COMMON, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
@@ -101,6 +101,15 @@ def test_a_reset_cache_is_a_fresh_one_and_a_foreign_cache_is_refused() -> None:
     assert torch.equal(student(IDS, use_cache=True, past_key_values=cache).logits, fresh.logits)
     with pytest.raises(UserError, match="not DynamicCache"):
         student(IDS, use_cache=True, past_key_values=hf.DynamicCache())
+
+
+@pytest.mark.parametrize("kind", names())
+@torch.no_grad()
+def test_the_state_is_no_larger_than_declared_behind_a_fused_projection(kind: str) -> None:
+    """GPT-2 cuts q, k and v from one tensor: a state that keeps views of them holds three times its size."""
+    _, student = pair("gpt2", kind)
+    cache = student(IDS, use_cache=True).past_key_values
+    assert cache.state_bytes() == sum(m.state_bytes(2, IDS.shape[1], torch.float32) for m in mechanisms_of(student))
 
 
 @torch.no_grad()
