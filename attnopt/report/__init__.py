@@ -1,0 +1,21 @@
+"""The report: records in, one page out. Nothing here loads a model; `attnopt.report.page.write` builds it."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["ReportParams"]
+
+
+class ReportParams(BaseModel):
+    """The `report` section of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    title: Annotated[str, Field(min_length=1)] = "What can replace softmax attention?"
+    split: Literal["test", "valid"] = "test"
+    """The split that quality is read from."""
+    lengths: list[Annotated[int, Field(ge=1)]] = []
+    """Context lengths, in tokens, to choose a variant for; empty: the longest measured."""
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    """Bootstrap resamples behind every interval."""

@@ -1,0 +1,131 @@
+"""What every question is given, and what it gives back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attnopt.report import ReportParams, summary, words
+from attnopt.report.figures import Figure, Series, Style, numbered
+from attnopt.report.records import Records
+from attnopt.report.tables import Table
+
+CONTROL_LOOKS = {"softmax": Style("ink", "plus"), "none": Style("grey", "minus", "2 3")}
+LEVELS = {"model": "whole model", "operation": "attention alone"}
+KL = "KL(teacher ‖ student), nats per token"
+ZERO = 1e-5
+"""A KL under this is the teacher itself, and off every logarithmic axis."""
+
+
+@dataclass
+class Context:
+    """One run and what several questions need of it.
+
+    Attributes:
+        quality: as `summary.quality` has it. lengths: those to choose for. looks: one style per variant.
+    """
+
+    records: Records
+    params: ReportParams
+    quality: pd.DataFrame
+    lengths: list[int]
+    looks: dict[str, Style]
+
+    @classmethod
+    def of(cls, records: Records, params: ReportParams) -> "Context":
+        quality, lengths = summary.quality(records, params.split), summary.highlighted(records, params.lengths)
+        return cls(records, params, quality, lengths, _looks(records))
+
+    @cached_property
+    def costs(self) -> dict[int, pd.DataFrame]:
+        """What every variant costs at the lengths to choose for, as `summary.cost` has it."""
+        return {length: summary.cost(self.records, length) for length in self.lengths}
+
+    @property
+    def ranked(self) -> pd.DataFrame:
+        """The variants that compete, best KL first: no control, none that leaks."""
+        return self.quality[self.quality["role"] == "candidate"]
+
+    @property
+    def evaluated(self) -> pd.DataFrame:
+        """A row per run on the report's split."""
+        return self.records.quality[self.records.quality["split"] == self.params.split]
+
+    def kl(self, variant: str) -> tuple[float, float]:
+        row = self.quality.loc[variant]
+        return float(row["kl"]), float(row["kl_se"])
+
+    def worse_by(self, variant: str, than: str) -> tuple[float, float]:
+        """KL difference and its standard error, the two taken as independent (on shared blocks: an upper bound)."""
+        (a, a_se), (b, b_se) = self.kl(variant), self.kl(than)
+        return a - b, float(np.hypot(a_se, b_se))
+
+    def name(self, variant: str) -> str:
+        """A variant's name as tables and legends show it."""
+        return f"{variant} (leaks)" if variant in self.records.leaks else variant
+
+    def names(self, variants: Sequence[Any] | pd.Index) -> str:
+        return words.listing(self.name(str(v)) for v in variants)
+
+    def series(self, variant: Any, x: Any, y: Any, **options: Any) -> Series:
+        """A variant's points in its own colour."""
+        options = {key: list(v) if isinstance(v, pd.Series) else v for key, v in options.items()}
+        return Series(self.name(str(variant)), self.looks[str(variant)], list(x), list(y), **options)
+
+    @property
+    def hardware(self) -> str:
+        """The machine that the bench's figures name."""
+        table = self.records.environments
+        rows = table[table["stage"] == "bench"].to_dict("records")
+        return f"Measured on {'; '.join(dict.fromkeys(_machine(row) for row in rows))}." if rows else ""
+
+
+@dataclass(kw_only=True)
+class Answer:
+    """One of the study's questions, answered by this run.
+
+    Attributes:
+        short: the answer in one sentence, for the summary. sentences: the evidence.
+        limits: what this run cannot say about it. All computed; **...** is bold.
+    """
+
+    slug: str
+    question: str
+    short: str
+    sentences: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+def absent(slug: str, question: str, why: str) -> Answer:
+    """A question that this run cannot answer."""
+    return Answer(slug=slug, question=question, short=f"Not from this run: {why}.")
+
+
+def off_scale(quality: pd.DataFrame) -> str:
+    """Names what a logarithmic axis of KL cannot show."""
+    zero = [str(v) for v in quality.index[quality["kl"] <= ZERO]]
+    return f" {words.listing(zero)} (KL under 0.00001) is off the scale." if zero else ""
+
+
+def _looks(records: Records) -> dict[str, Style]:
+    """By place in params.yaml; controls are ink and grey, leaking ones crossed out."""
+    looks: dict[str, Style] = {}
+    for variant, kind in records.variants.items():
+        if variant in records.leaks:
+            looks[variant] = Style("leak", "cross", "1 4")
+        else:
+            taken = sum(look.colour.startswith("c") for look in looks.values())
+            looks[variant] = CONTROL_LOOKS.get(kind) or numbered(taken)
+    return looks
+
+
+def _machine(row: dict[str, Any]) -> str:
+    parts = [row.get("cpu"), row.get("device"), row.get("threads"), row.get("dtype")]
+    cpu, device, threads, dtype = (None if part != part else part for part in parts)
+    shown = [cpu, None if device in ("cpu", cpu) else device, threads and f"{threads:.0f} threads", dtype]
+    return ", ".join(str(part) for part in shown if part)

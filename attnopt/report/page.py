@@ -1,0 +1,206 @@
+"""The report itself: one page, its Markdown twin with PNGs, the tables as CSV, and the metrics that DVC shows."""
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from attnopt.files import write_json, written_aside
+from attnopt.report import ReportParams, evidence, png, questions, records, summary, words
+from attnopt.report.context import Answer, Context
+from attnopt.report.figures import Figure, plain
+from attnopt.report.records import SCORES
+from attnopt.report.tables import Table, csv
+
+METRICS = {
+    "kl": "kl",
+    "kl_se": "kl_se",
+    "kl_spread": "kl_spread",
+    "kl_reverse": "kl_reverse",
+    "jsd": "jsd",
+    "top1_agreement": "top1",
+    "ppl_ratio": "ppl_ratio",
+    "ppl_token": "ppl_token",
+    "trained": "trained_parameters",
+}
+COSTS = ["decode_ms", "decode_ms_ratio", "prefill_ms", "prefill_ms_ratio", "state"]
+
+
+@dataclass
+class Report:
+    """Everything that a rendering needs."""
+
+    context: Context
+    answers: list[Answer]
+    results: Table
+    study: Table
+    evidence: list[Table]
+    warnings: list[str]
+
+    @classmethod
+    def of(cls, context: Context) -> "Report":
+        return cls(
+            context=context,
+            answers=questions.answers(context),
+            results=evidence.results(context),
+            study=evidence.study(context),
+            evidence=evidence.everything(context),
+            warnings=records.warnings(context.records),
+        )
+
+    @property
+    def figures(self) -> list[Figure]:
+        return [figure for answer in self.answers for figure in answer.figures]
+
+    @property
+    def tables(self) -> list[Table]:
+        asked = [table for answer in self.answers for table in answer.tables]
+        return [self.results, *asked, self.study, *self.evidence]
+
+
+def write(root: Path, variants: Mapping[str, str], seeds: Sequence[int], params: ReportParams, out: Path) -> list[str]:
+    """Read the records under `root`, write the report into the folder `out`: index.html, report.md, figures/, data/,
+    metrics.json. Results of variants that are not listed are deleted first.
+
+    Returns: the warnings that the page carries. Raises: UserError where there is no record, or a damaged one.
+    """
+    records.prune(root, variants)
+    report = Report.of(Context.of(records.read(root, variants, seeds), params))
+    with written_aside(out / "figures") as folder:
+        folder.mkdir()
+        drawn = {figure.name: [path.name for path in png.draw(figure, folder)] for figure in report.figures}
+    with written_aside(out / "data") as folder:
+        folder.mkdir()
+        for name, text in downloads(report).items():
+            (folder / f"{name}.csv").write_text(text, encoding="utf-8")
+    for name, text in {"index.html": html(report), "report.md": markdown(report, drawn)}.items():
+        with written_aside(out / name) as aside:
+            aside.write_text(text, encoding="utf-8")
+    write_json(out / "metrics.json", metrics(report.context))
+    return report.warnings
+
+
+def downloads(report: Report) -> dict[str, str]:
+    """Every table and every figure's numbers as CSV."""
+    files = {table.name: csv(table.frame) for table in report.tables}
+    files |= {f"figure_{figure.name}": csv(figure.frame) for figure in report.figures}
+    return files | {"samples": csv(report.context.records.samples)}
+
+
+def metrics(context: Context) -> dict[str, dict[str, float]]:
+    """Variant -> numbers, for `dvc metrics show`: quality, what its samples score, and costs at the longest length."""
+    scores = summary.coherence(context.records, context.params.split).groupby("variant")[["sample_ppl"]].mean()
+    parts = [context.quality[list(METRICS)].rename(columns=METRICS), scores]
+    parts += [context.costs[length][COSTS] for length in context.lengths[-1:]]
+    found: dict[str, dict[str, float]] = {v: {} for v in context.records.variants}
+    for part in parts:
+        for variant, row in part.iterrows():
+            found[str(variant)] |= {str(key): value for key, value in plain(row.to_dict()).items() if value is not None}
+    return {variant: values for variant, values in found.items() if values}
+
+
+def html(report: Report) -> str:
+    """The self-contained page."""
+    environment = _environment(autoescape=True)
+    environment.filters["bold"] = _bold
+    files = {name: _data_uri(text) for name, text in downloads(report).items()}
+    return environment.from_string(_template("index.html.j2")).render(
+        report=report,
+        title=report.context.params.title,
+        facts=facts(report.context),
+        looks=report.context.looks,
+        files=files,
+        style=markupsafe.Markup(_template("style.css")),
+        scripts=[markupsafe.Markup(_template(name)) for name in ("charts.js", "page.js")],
+        charts=_json([figure.spec() for figure in report.figures]),
+        samples=_json(_samples(report.context)),
+    )
+
+
+def markdown(report: Report, drawn: Mapping[str, list[str]]) -> str:
+    """The same for a git host: relative images, pipe tables, no HTML.
+
+    Args:
+        drawn: the files that each figure was drawn to.
+    """
+    environment = _environment(autoescape=False)
+    environment.filters |= {"cell": _cell, "fence": _fence}
+    text = environment.from_string(_template("report.md.j2")).render(
+        report=report,
+        title=report.context.params.title,
+        facts=facts(report.context),
+        drawn=drawn,
+        samples=_first(_samples(report.context)),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def facts(context: Context) -> list[str]:
+    """The run in one line."""
+    run, found = context.records, []
+    if run.teacher:
+        size = words.millions((run.teacher.get("config") or {}).get("parameters"))
+        found.append(f"teacher {evidence.teacher_name(run.teacher)} ({size} parameters)")
+    if run.corpus:
+        found.append(f"corpus {run.corpus.get('source')}")
+    seeds = sorted({int(s) for s in [*run.runs["seed"], *run.quality["seed"]]})
+    found.append(f"{words.plural(len(run.variants), 'variant')}, seeds {', '.join(map(str, seeds)) or 'none'}")
+    if "cpu" in run.environments:
+        found.append(words.listing(run.environments["cpu"].dropna().unique()))
+    return [*found, f"attnopt {metadata.version('attnopt')}"]
+
+
+def _samples(context: Context) -> list[dict[str, Any]]:
+    shown = context.records.samples[["variant", "seed", "prompt", "text", "teacher_text", *SCORES]]
+    return plain([row | {"label": context.name(row["variant"])} for row in shown.to_dict("records")])
+
+
+def _first(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One sample per variant, all of the same prompt."""
+    return list({s["variant"]: s for s in reversed(samples) if s["prompt"] == samples[0]["prompt"]}.values())[::-1]
+
+
+def _environment(autoescape: bool) -> jinja2.Environment:
+    return jinja2.Environment(
+        autoescape=autoescape, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+
+
+def _template(name: str) -> str:
+    return resources.files("attnopt.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _json(content: Any) -> markupsafe.Markup:
+    """JSON that may stand inside a script element: no markup can begin in it."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return markupsafe.Markup(text)
+
+
+def _data_uri(text: str) -> str:
+    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode()).decode()
+
+
+def _bold(text: str) -> markupsafe.Markup:
+    """**...** as strong, `...` as code, everything else escaped."""
+    escaped = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(markupsafe.escape(text)))
+    return markupsafe.Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", escaped))
+
+
+def _cell(text: str) -> str:
+    return " ".join(str(text).replace("\\", "\\\\").replace("|", "\\|").split())
+
+
+def _fence(text: str) -> str:
+    """A code block that no run of backticks in the text can close."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    marks = "`" * max(3, longest + 1)
+    return f"{marks}text\n{text}\n{marks}"

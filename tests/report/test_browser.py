@@ -1,0 +1,143 @@
+"""The page in a real browser, as a reader has it: from disk, without a network."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from . import fake
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install -e '.[dev]')")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def faults() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def visit(browser, project, faults):
+    """Opens the page in a window of a width and a theme, noting what a page must not do."""
+    pages = []
+
+    def open_page(width=1280, scheme="light", query=""):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on(
+            "console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else faults.append(r.url))
+        page.goto((project / "reports/index.html").as_uri() + query)
+        page.wait_for_selector("[data-drawn]")
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+def test_every_figure_is_drawn_without_a_fault(visit, faults, width, scheme):
+    page = visit(width, scheme)
+    charts = page.query_selector_all("[data-chart]")
+    assert len(charts) > 8
+    for chart in charts:
+        assert chart.get_attribute("data-drawn") == "yes"
+        for panel in chart.query_selector_all(".panels svg"):
+            assert len(panel.query_selector_all(".series")) > 0
+            box = panel.bounding_box()
+            assert box["width"] > 150
+            assert box["height"] > 100
+    assert "NaN" not in page.evaluate("[...document.querySelectorAll('.panels')].map(p => p.innerHTML).join()")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    assert faults == []
+
+
+def test_the_samples_browser_shows_what_was_picked(visit, faults):
+    page = visit()
+    page.select_option("#browser [name=variant]", "masks")
+    page.select_option("#browser [name=prompt]", fake.PROMPTS[1])
+    page.select_option("#browser [name=seed]", "1")
+    teacher, student = page.query_selector_all("#texts article")
+    assert teacher.inner_text().startswith("Teacher")
+    assert "masks, seed 1" in student.inner_text()
+    assert f"{fake.PROMPTS[1]} masks says</script><b onclick" in student.inner_text()
+    assert "teacher’s perplexity" in student.inner_text()
+    page.select_option("#browser [name=variant]", "hedgehog")
+    assert page.eval_on_selector_all("#browser [name=seed] option", "options => options.map(o => o.value)") == ["0"]
+    page.select_option("#browser [name=variant]", "all variants")
+    assert len(page.query_selector_all("#texts article")) == 1 + len(fake.VARIANTS)
+    assert faults == []
+
+
+def test_a_legend_hides_and_isolates_and_an_axis_changes(visit, faults):
+    page = visit()
+    chart = page.locator("[data-chart=growth]")
+    drawn = chart.locator(".panels svg").first.locator(".series")
+    before = drawn.count()
+    chart.locator(".key", has_text="masks").click()
+    assert drawn.count() == before - 1
+    chart.locator(".key", has_text="masks").press("Enter")
+    assert drawn.count() == before
+    chart.locator(".key", has_text="nsa").dblclick()
+    assert drawn.count() == 1
+    labels = chart.locator(".panels svg text").all_inner_texts()
+    chart.locator(".axis.y").click()
+    assert chart.locator(".panels svg text").all_inner_texts() != labels
+    chart.locator("select").select_option("1")
+    assert "16k" in chart.locator(".panels svg").first.text_content()
+    assert faults == []
+
+
+def test_values_show_under_the_pointer_and_by_keyboard(visit, faults):
+    page = visit()
+    panel = page.locator("[data-chart=quality] .panels svg")
+    panel.scroll_into_view_if_needed()
+    assert page.locator("#tip").is_hidden()
+    panel.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#tip").inner_text().startswith("nsa")
+    page.keyboard.press("Escape")
+    assert page.locator("#tip").is_hidden()
+    point = panel.locator(".series[data-name=routing] path").last.bounding_box()
+    page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    assert page.locator("#tip").inner_text().startswith("routing")
+    assert faults == []
+
+
+def test_the_theme_follows_the_system_the_address_and_the_button(visit):
+    def paper(page):
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light, dark = paper(visit()), paper(visit(scheme="dark"))
+    assert light != dark
+    page = visit(query="?theme=dark")
+    assert paper(page) == dark
+    for expected in ("Theme: system", "Theme: light"):
+        page.click("#theme")
+        assert page.inner_text("#theme") == expected
+    assert paper(page) == light
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+def test_axe_finds_no_serious_fault(visit, width, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = axe.Axe().run(visit(width, scheme)).response["violations"]
+    serious = [
+        (v["id"], [n["html"][:120] for n in v["nodes"][:3]]) for v in found if v["impact"] in ("serious", "critical")
+    ]
+    assert serious == []

@@ -1,0 +1,144 @@
+import base64
+import html
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from attnopt.errors import UserError
+from attnopt.report import page
+
+from . import fake
+from .conftest import QUICK
+
+
+class Links(HTMLParser):
+    """Every address that a page names, every id it has and the text outside scripts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [value for name, value in attrs if name in ("href", "src") and value]
+        self.ids += [value for name, value in attrs if name == "id" and value]
+
+
+@pytest.fixture(scope="session")
+def index(project):
+    return (project / "reports/index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def markdown(project):
+    return (project / "reports/report.md").read_text(encoding="utf-8")
+
+
+def test_the_page_is_one_file_that_needs_no_network(index):
+    assert len(index.encode()) < 5_000_000
+    links = Links(index)
+    assert all(address.startswith(("#", "data:")) for address in links.addresses)
+    assert len(links.ids) == len(set(links.ids))
+    assert {a[1:] for a in links.addresses if a.startswith("#")} <= set(links.ids)
+    assert not re.search(r"@import|url\(", index)
+
+
+def test_every_table_and_figure_has_its_numbers_and_its_command(index, project):
+    links = [a for a in Links(index).addresses if a.startswith("data:text/csv")]
+    files = {path.stem: path.read_text(encoding="utf-8") for path in (project / "reports/data").glob("*.csv")}
+    shown = [base64.b64decode(link.split(",", 1)[1]).decode() for link in links]
+    assert sorted(set(shown)) == sorted(set(files.values()))
+    tables, figures = index.count("<table>"), index.count("<figure ")
+    assert index.count("made by <code>dvc repro") == tables + figures + 1, "and the samples"
+    assert len(pd.read_csv(io.StringIO(files["results"]))) == len(fake.VARIANTS)
+
+
+def test_generated_text_cannot_become_markup(index):
+    assert "<b onclick" not in index
+    assert index.count("</script>") == 4
+    samples = json.loads(re.search(r'id="sample-data">(.*?)</script>', index, re.S)[1])
+    assert fake.NASTY in samples[0]["text"]
+
+
+def test_charts_are_plain_json(index):
+    specs = json.loads(re.search(r'id="charts">(.*?)</script>', index, re.S)[1])
+    assert {f"figure-{spec['name']}" for spec in specs} <= set(Links(index).ids)
+    assert all(spec["alt"] for spec in specs)
+
+
+def test_markdown_has_relative_images_and_no_markup(markdown, project):
+    images = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", markdown)
+    assert images
+    for _, path in images:
+        assert (project / "reports" / path).read_bytes().startswith(b"\x89PNG")
+    for path in re.findall(r"(?<!!)\[[^\]]+\]\(([^)]+)\)", markdown):
+        assert (project / "reports" / path).is_file()
+    outside = re.sub(r"^(`{3,})text\n.*?^\1$", "", markdown, flags=re.S | re.M)
+    assert not re.search(r"</?[a-z]", outside)
+    assert fake.NASTY.strip() in markdown
+
+
+def test_markdown_tables_have_as_many_cells_in_every_row(markdown):
+    outside = re.sub(r"^(`{3,})text\n.*?^\1$", "", markdown, flags=re.S | re.M)
+    blocks = re.findall(r"(?:^\|.*\n)+", outside, re.M)
+    assert len(blocks) > 8
+    for block in blocks:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_page_and_markdown_say_the_same(index, markdown, context):
+    seen = html.unescape(re.sub(r"<[^>]+>", "", index))
+    for answer in page.Report.of(context).answers:
+        assert answer.short in markdown
+        assert answer.short.replace("**", "") in seen
+
+
+def test_metrics_are_numbers_by_variant(project):
+    metrics = json.loads((project / "reports/metrics.json").read_text())
+    assert set(metrics) == set(fake.VARIANTS)
+    assert all(isinstance(value, float | int) for row in metrics.values() for value in row.values())
+    assert {"kl", "kl_se", "ppl_ratio", "top1", "sample_ppl", "decode_ms_ratio"} <= set(metrics["nsa"])
+
+
+def test_the_same_records_give_the_same_files(tmp_path):
+    few = ["masks", "none"]
+    chosen = fake.write(tmp_path, few)
+    files = []
+    for name in ("a", "b"):
+        page.write(tmp_path, chosen, fake.SEEDS, QUICK, tmp_path / name)
+        files.append(
+            {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
+        )
+    assert files[0] == files[1]
+
+
+def test_a_report_that_fails_leaves_the_old_one(tmp_path):
+    chosen = fake.write(tmp_path, ["none"])
+    out = tmp_path / "reports"
+    page.write(tmp_path, chosen, fake.SEEDS, QUICK, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (tmp_path / "results/evaluate/none/0/record.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        page.write(tmp_path, chosen, fake.SEEDS, QUICK, out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("stage", ["distill", "evaluate", "sample", "bench"])
+def test_one_stages_records_alone_make_a_page(tmp_path, stage):
+    chosen = fake.write(tmp_path, ["masks", "performer"], [0])
+    for other in {"distill", "evaluate", "sample", "bench"} - {stage}:
+        (tmp_path / "results" / other).rename(tmp_path / other)
+    page.write(tmp_path, chosen, [0], QUICK, tmp_path / "reports")
+    assert "Not from this run" in (tmp_path / "reports/index.html").read_text(encoding="utf-8")
+
+
+def test_no_model_library_is_loaded():
+    code = "import sys; from attnopt.report import page; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

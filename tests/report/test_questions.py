@@ -1,0 +1,192 @@
+"""Planted truths: what the records hold is what the page says, and other records make it say something else."""
+
+import dataclasses
+import importlib
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from attnopt.mechanisms import Geometry
+from attnopt.mechanisms.masks import Masks
+from attnopt.report.context import Answer, Context
+from attnopt.report.questions import answers, coefficients, crossovers
+
+SLUGS = ["choose", "coherence", "simplest", "features", "coefficients", "crossovers", "stages", "positions"]
+
+
+def replaced(context: Context, **tables: pd.DataFrame) -> Context:
+    return Context.of(dataclasses.replace(context.records, **tables), context.params)
+
+
+def asked(context: Context, slug: str) -> Answer:
+    return importlib.import_module(f"attnopt.report.questions.{slug}").answer(context)
+
+
+def scaled(context: Context, variant: str, factor: float) -> Context:
+    """The same run with one variant's KL multiplied."""
+    quality = context.records.quality
+    kl = quality["kl_forward"].where(quality["variant"] != variant, quality["kl_forward"] * factor)
+    return replaced(context, quality=quality.assign(kl_forward=kl))
+
+
+def test_every_question_is_answered_in_order(context):
+    found = answers(context)
+    assert [answer.slug for answer in found] == SLUGS
+    for answer in found:
+        assert "Not from this run" not in answer.short
+        assert answer.figures or answer.tables
+
+
+def test_leaking_variants_and_controls_are_in_no_ranking(context):
+    """However low the leaking control's KL, no sentence but the one on leaks and no ranked table names it."""
+    for answer in answers(scaled(context, "performer_bidirectional", 1e-3)):
+        for text in (answer.short, *answer.sentences):
+            assert "performer_bidirectional" not in text or text.startswith("The leaking control")
+        for table in answer.tables:
+            if table.name.startswith(("choose", "quarters", "correlations")):
+                assert not {"performer_bidirectional", "softmax", "none"} & set(table.variants())
+
+
+def test_the_closest_output_is_the_lowest_kl_of_those_that_compete(context):
+    assert "**nsa** for the closest output" in asked(context, "choose").short
+    assert "**performer** for the closest output" in asked(scaled(context, "performer", 0.01), "choose").short
+
+
+def test_what_is_no_closer_than_no_attention_is_not_chosen(context):
+    answer = asked(scaled(context, "window", 100), "choose")
+    assert all("window" not in table.variants() for table in answer.tables if table.name.startswith("choose"))
+    assert any("window" in limit for limit in answer.limits)
+
+
+def test_variants_as_fast_within_quartiles_are_told_apart_by_kl(context):
+    table = next(t for t in asked(context, "choose").tables if t.name == "choose_4096")
+    fastest = table.frame.set_index("need").loc["the fastest decoding"]
+    assert (fastest["variant"], fastest["equal"]) == ("window", "masks")
+
+
+def test_kl_that_orders_the_samples_is_said_to_and_kl_that_does_not_is_not(context):
+    assert asked(context, "coherence").short.startswith("Yes")
+    samples, rng = context.records.samples, np.random.default_rng(3)
+    noise = samples.groupby(["variant", "seed"])["teacher_ppl"].transform(lambda group: np.exp(rng.normal()))
+    shuffled = replaced(context, samples=samples.assign(teacher_ppl=100 * noise))
+    assert asked(shuffled, "coherence").short.startswith("Not decided")
+    samples = samples.assign(teacher_ppl=1 / samples["teacher_ppl"])
+    assert asked(replaced(context, samples=samples), "coherence").short.startswith("The opposite")
+
+
+def test_a_score_that_hardly_varies_is_not_correlated(context):
+    samples = context.records.samples
+    flat = samples["repetition"].where(samples["variant"] == "masks", 0.0)
+    answer = asked(replaced(context, samples=samples.assign(repetition=flat)), "coherence")
+    assert "repetition" not in set(answer.tables[0].frame["measure"])
+    assert any("Too flat to correlate: repetition" in limit for limit in answer.limits)
+
+
+def test_a_leak_is_only_called_one_where_it_looks_like_one(context):
+    leak = [s for s in asked(context, "coherence").sentences if s.startswith("The leaking control")]
+    assert len(leak) == 1
+    assert "what a leak looks like" in leak[0]
+    (plain,) = [
+        s for s in asked(scaled(context, "performer_bidirectional", 20), "coherence").sentences if "leaking" in s
+    ]
+    assert "what a leak looks like" not in plain
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "No:"), (0.01, "Yes:"), (0.4, "Not decided:")])
+def test_the_simplest_is_judged_by_its_distance_and_error(context, factor, verdict):
+    assert asked(scaled(context, "masks", factor), "simplest").short.startswith(verdict)
+
+
+def test_unequal_budgets_are_named(context):
+    assert any("Equal budget: 204\u202f800" in limit for limit in asked(context, "simplest").limits)
+    runs = context.records.runs
+    tokens = runs["budget_tokens"].where(runs["variant"] != "based", 999_000)
+    limits = asked(replaced(context, runs=runs.assign(budget_tokens=tokens)), "simplest").limits
+    assert any("not equal" in limit and "based: 999\u202f000" in limit for limit in limits)
+    assert not any("Equal budget" in limit for limit in limits)
+
+
+def test_one_run_is_called_one_run(context):
+    assert any("One run, no spread across seeds" in x and "hedgehog" in x for x in asked(context, "simplest").limits)
+    single = context.records.quality[context.records.quality["seed"] == 0]
+    assert "no spread across seeds" in asked(replaced(context, quality=single), "features").short
+
+
+def test_random_features_spread_is_the_planted_one(context):
+    """Log-normal with sigma 0.12: the pooled estimate's interval holds it, and not that of the others, 0.02."""
+    numbers = [float(n) for n in _numbers(asked(context, "features").short)]
+    estimate, low, high = numbers[:3]
+    assert low < estimate < high
+    assert low < 12 < high
+    assert low > 2
+
+
+def test_crossovers_are_the_planted_ones(context):
+    """nsa decodes in 4.6 + 0.0001 n, softmax in 3 + 0.0008 n: equal at 2286 tokens."""
+    rows = pd.DataFrame(list(crossovers._crossings(context)))
+    own = rows[(rows["level"] == "model") & (rows["what"] == "decoding time")].set_index("variant")
+    assert own.loc["nsa", "at_low"] < 2286 < own.loc["nsa", "at_high"]
+    assert own.loc["none", "at"] == 128, "ahead from the start"
+    assert np.isnan(float(own.loc["performer_bidirectional", "at"] or np.nan)), "never"
+    state = rows[(rows["level"] == "model") & (rows["what"] == "decoding state")].set_index("variant")
+    assert state.loc["nsa", "exponent"] == pytest.approx(1)
+    assert state.loc["based", "exponent"] == pytest.approx(0)
+
+
+def test_training_stages_are_the_planted_ones(context):
+    assert "leaves **60 %** [60, 60] of the swap's KL" in asked(context, "stages").short
+
+
+def test_where_quality_is_lost_follows_the_records(context):
+    answer = asked(context, "positions")
+    assert "for 9 of 9 variants" in answer.short
+    frame = answer.tables[0].frame
+    assert (frame["ratio"] == frame["last"] / frame["first"]).all()
+    assert frame["ratio"].between(frame["low"], frame["high"]).all()
+    table = context.records.positions
+    falling = replaced(context, positions=table.assign(kl=1 / table["position"]))
+    assert "for 0 of 9 variants, lower for 9" in asked(falling, "positions").short
+
+
+def test_the_largest_coefficient_is_named(context):
+    answer = asked(context, "coefficients")
+    assert "**last:1** has the largest coefficient" in answer.short
+    assert answer.tables[0].frame["mean"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize("names", [("last:1", "last:3", "first:2"), ("window:4", "stride:3"), ("full", "last:2")])
+def test_the_drawn_mask_is_the_mechanisms_own(names):
+    geometry = Geometry(heads=2, kv_heads=2, head_dim=4, hidden=8, scaling=0.5)
+    mechanism = Masks(geometry, Masks.Options(candidates=names, start="random"))
+    expected = mechanism.mask(8)[0].detach().numpy()
+    weights = torch.cat(list(mechanism.coefficients().values()), dim=1)[0].tolist()
+    drawn = coefficients.learned_mask(names, weights, 8)
+    assert np.isnan(drawn[np.triu_indices(8, 1)]).all()
+    np.testing.assert_allclose(np.nan_to_num(drawn), expected, rtol=1e-5)
+
+
+def test_an_unknown_candidate_draws_no_mask():
+    assert coefficients.learned_mask(["diagonal:2"], [1.0]) is None
+
+
+@pytest.mark.parametrize("lacking", ["runs", "history", "coefficients", "quality", "positions", "samples", "bench"])
+def test_what_was_not_recorded_is_said_not_guessed(context, lacking):
+    bare = replaced(context, **{lacking: getattr(context.records, lacking).iloc[:0]})
+    silent = {answer.slug for answer in answers(bare) if "ot from this run" in answer.short}
+    expected = {
+        "runs": {"features", "stages"},
+        "history": set(),
+        "coefficients": {"coefficients"},
+        "quality": {"choose", "coherence", "simplest", "features", "stages", "positions"},
+        "positions": {"positions"},
+        "samples": {"coherence"},
+        "bench": {"choose", "crossovers"},
+    }
+    assert silent == expected[lacking]
+
+
+def _numbers(text: str) -> list[str]:
+    return re.findall(r"\d+\.?\d*", text)
