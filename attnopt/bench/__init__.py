@@ -40,4 +40,5 @@ class BenchParams(BaseModel):
     """CPU threads; 0 takes one for each core."""
 
     def cpu_threads(self) -> int:
-        return self.threads or len(os.sched_getaffinity(0))
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return self.threads or available or 1

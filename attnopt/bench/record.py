@@ -73,10 +73,10 @@ def summary(samples: Sequence[float]) -> dict[str, Any]:
     return {"samples": list(samples), "median": median, "q1": q1, "q3": q3}
 
 
-def table(measurements: Sequence[Measurement]) -> str:
-    """Markdown: a row for each level, phase and length, the variant beside softmax."""
+def table(measurements: Sequence[Measurement], name: str = "variant") -> str:
+    """Markdown: a row for each level, phase and length, the variant (under this name) beside softmax."""
     lines = [
-        "| level | phase | tokens | variant | softmax | ratio | peak MiB | softmax | state KiB | softmax |",
+        f"| level | phase | tokens | {name} | softmax | ratio | peak MiB | softmax | state KiB | softmax |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     rows = {(m.level, m.phase, m.length, m.subject): m for m in measurements}

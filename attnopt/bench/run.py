@@ -56,7 +56,7 @@ def bench_operation(kind: str, lengths: Sequence[int], params: BenchParams | Non
     except ValueError as error:
         raise UserError(str(error)) from None
     subjects = [Operation(kind, GPT2), Operation("softmax", GPT2, name="softmax")]
-    return table(measure([Plan("operation", subjects, lengths)], params or BenchParams()))
+    return table(measure([Plan("operation", subjects, lengths)], params or BenchParams()), kind)
 
 
 def _measurement(level: Level, phase: Phase, length: int, batch: int, subject: str, fields: Fields) -> Measurement:
