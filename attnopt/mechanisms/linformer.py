@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
-from attnopt.ops.band import EMPTY, attend, attend_heads, in_spans, merge, zero_empty
+from attnopt.ops.band import EMPTY, SPAN, Part, attend, attend_heads, in_spans, merge, zero_empty
 
 
 class Segments(NamedTuple):
@@ -77,7 +77,7 @@ class Linformer(Mechanism):
         out = zero_empty(*merge(*parts)).to(x.q.dtype) if parts else x.q * 0
         return out, Segments(slot_k, slot_v, _own(k[:, :, done:]), _own(v[:, :, done:]))
 
-    def _segments(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def _segments(self, q: Tensor, k: Tensor, v: Tensor) -> Part:
         """Each query to its own segment, up to itself; k and v begin with that of the first query."""
         q, k, v = wide(q, k, v)
         tokens, count, group = q.shape[2], k.shape[2], (k.shape[1], q.shape[1] // k.shape[1])
@@ -90,22 +90,24 @@ class Linformer(Mechanism):
         out, lse = (t.unflatten(3, (group[1], size)).transpose(2, 3).flatten(3, 4).flatten(1, 2) for t in (out, lse))
         return out[:, :, count - tokens : count], lse[:, :, count - tokens : count]
 
-    def _slots(self, q: Tensor, k: Tensor, v: Tensor, old: Segments) -> tuple[Tensor, Tensor]:
+    def _slots(self, q: Tensor, k: Tensor, v: Tensor, old: Segments) -> Part:
         """Each query to the slots of all segments before its own."""
         segment, slots = self.options.segment, self.options.slots
 
         def visible(query: Tensor | int) -> Any:
             return (old.k.shape[2] + query) // segment * slots + old.slot_k.shape[2]
 
-        def attend_span(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        def cut(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
             count = max(slots, visible(stop - 1))
-            hidden = (
-                torch.arange(count, device=q.device) >= visible(torch.arange(start, stop, device=q.device))[:, None]
-            )
-            mask = torch.full_like(hidden, math.log(segment / slots), dtype=wide(q)[0].dtype).masked_fill(hidden, EMPTY)
-            return attend_heads(q[:, :, start:stop], k[:, :, :count], v[:, :, :count], mask, self.geometry.scaling)
+            return q[:, :, start:stop], k[:, :, :count], v[:, :, :count]
 
-        return in_spans(attend_span, q.shape[2], again=True)
+        def attend_span(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> Part:
+            index = torch.arange(start, stop, device=q.device)[:, None]
+            hidden = torch.arange(k.shape[2], device=q.device) >= visible(index)
+            mask = torch.full_like(hidden, math.log(segment / slots), dtype=q.dtype).masked_fill(hidden, EMPTY)
+            return attend_heads(q, k, v, mask, self.geometry.scaling)
+
+        return in_spans(attend_span, cut, wide(q, k, v), q.shape[2], SPAN // 2)
 
     def reference(self, x: Inputs) -> Tensor:
         segment, mass = self.options.segment, math.log(self.options.segment / self.options.slots)

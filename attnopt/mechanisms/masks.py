@@ -25,7 +25,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
-from attnopt.ops.band import BLOCK, EMPTY, Prefix, band_attention, merge
+from attnopt.ops.band import BLOCK, EMPTY, Part, Prefix, band_attention, merge
 from attnopt.ops.kept import Kept, with_new
 from attnopt.ops.strided import strided_attention
 
@@ -125,14 +125,14 @@ class Masks(Mechanism):
                 runs.append((start, stop))
         return runs
 
-    def _band(self, q: Tensor, kept: Kept, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def _band(self, q: Tensor, kept: Kept, start: int, stop: int) -> Part:
         """The keys at distances start:stop."""
         count = kept.k.shape[2] - start
         bias = self._log_mass(self.near, stop)[:, start:]
         k, v = kept.k[:, :, :count], kept.v[:, :, :count]
         return band_attention(q, k, v, stop - start, self.geometry.scaling, bias=bias)
 
-    def _strided(self, q: Tensor, kept: Kept, index: int) -> tuple[Tensor, Tensor]:
+    def _strided(self, q: Tensor, kept: Kept, index: int) -> Part:
         stride = self.candidates[index].size
         out, lse = strided_attention(q, kept.k, kept.v, stride, self.geometry.scaling)
         return out, lse + F.logsigmoid(self.alpha[:, index, None]).to(lse)

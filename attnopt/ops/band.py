@@ -12,17 +12,21 @@ T (window + BLOCK) entries. Shapes as in `mechanisms.base`; M query rows, K keys
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from attnopt.mechanisms.base import wide
 
 EMPTY = -1e30
 """Added to a score to take the key out. A row without keys has an lse of about this, and merges as nothing."""
+
+Part = tuple[Tensor, Tensor]
+"""out (..., T, D), lse (..., T)."""
 
 BLOCK = 32
 """Queries that share one gathered stretch of keys."""
@@ -47,7 +51,10 @@ class Prefix:
     gap: int = 0
     bias: Tensor | None = None
 
-    def attend(self, q: Tensor, at: int, scaling: float) -> tuple[Tensor, Tensor]:
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.k, self.v) if self.bias is None else (self.k, self.v, self.bias)
+
+    def attend(self, q: Tensor, at: int, scaling: float) -> Part:
         """Queries q (B, H, T, D), the first of which stands `at` tokens after the first query.
 
         Scores are laid out (..., f, T), as reductions over a few keys are fast only where the queries lie side by side.
@@ -73,7 +80,7 @@ def band_attention(
     *,
     bias: Tensor | None = None,
     prefix: Prefix | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Part:
     """Each query attends its own token and the window - 1 before it: O(T (window + BLOCK)) time, O(T) memory.
 
     Args:
@@ -85,46 +92,76 @@ def band_attention(
         prefix: the sequence's first tokens, joined under the same softmax.
     Returns: out (B, H, T, D), lse (B, H, T). A row without keys has an lse of about EMPTY and a meaningless out.
     """
-    tokens, past = q.shape[2], k.shape[2] - q.shape[2]
+    past = k.shape[2] - q.shape[2]
     q, k, v = wide(q, k, v)
     window = min(window, k.shape[2])
     bias = q.new_zeros(1, window) if bias is None else bias.to(q.dtype)[:, :window]
-    mask = _band_mask(bias, min(BLOCK, tokens)).expand(q.shape[1], -1, -1)
+    mask = _band_mask(bias, min(BLOCK, q.shape[2])).expand(q.shape[1], -1, -1)
+    lead = mask.shape[2] - mask.shape[1]
 
-    def attend_span(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        queries = q[:, :, start:stop]
-        part = _blocks(queries, k, v, past + start, mask, scaling)
-        return part if prefix is None else merge(part, prefix.attend(queries, start, scaling))
+    def cut(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        reach = slice(max(0, past + start - lead), max(0, past + stop))
+        return q[:, :, start:stop], k[:, :, reach], v[:, :, reach], *others
 
-    return in_spans(attend_span, tokens)
+    def attend_span(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *first: Tensor) -> Part:
+        part = _blocks(q, k, v, min(past + start, lead), mask, scaling)
+        if prefix is None:
+            return part
+        own = replace(prefix, k=first[0], v=first[1], bias=first[2] if len(first) > 2 else None)
+        return merge(part, own.attend(q, start, scaling))
+
+    others = () if prefix is None else prefix.tensors()
+    return in_spans(attend_span, cut, (q, k, v, mask, *others), q.shape[2])
 
 
 def in_spans(
-    attend_span: Callable[[int, int], tuple[Tensor, Tensor]],
+    attend_span: Callable[..., Part],
+    cut: Callable[..., tuple[Tensor, ...]],
+    inputs: tuple[Tensor, ...],
     count: int,
     step: int | None = None,
     dim: int = 2,
-    again: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> Part:
     """(out, lse) of queries 0:count, from those of spans start:stop of `step` (SPAN) queries, joined along `dim`.
 
+    Where there are several spans, a backward pass computes each once more, rather than keep its scores for it.
+
     Args:
-        again: in a backward pass compute each span once more, rather than keep its scores for it.
+        attend_span: attend_span(start, stop, *cut(start, stop, *inputs)) gives a span's (out, lse).
+        cut: takes from each input a view of what the span needs, and from an input's gradient where that belongs.
     """
     step = step or SPAN
-    spans = [(start, min(start + step, count)) for start in range(0, count, step)]
-    if len(spans) == 1:
-        return attend_span(*spans[0])
-    again = again and torch.is_grad_enabled()
-    parts = [
-        checkpoint(attend_span, *span, use_reentrant=False, preserve_rng_state=False) if again else attend_span(*span)
-        for span in spans
-    ]
-    outs, lses = zip(*parts, strict=True)
-    return torch.cat(outs, dim), torch.cat(lses, dim)
+    if count <= step:
+        return attend_span(0, count, *cut(0, count, *inputs))
+    return _Spans.apply(attend_span, cut, [(a, min(a + step, count)) for a in range(0, count, step)], dim, *inputs)
 
 
-def merge(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+class _Spans(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, attend_span: Any, cut: Any, spans: list[tuple[int, int]], dim: int, *inputs: Tensor) -> Part:
+        ctx.save_for_backward(*inputs)
+        ctx.attend_span, ctx.cut, ctx.spans, ctx.dim = attend_span, cut, spans, dim
+        outs, lses = zip(*(attend_span(*span, *cut(*span, *inputs)) for span in spans), strict=True)
+        return torch.cat(outs, dim), torch.cat(lses, dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[4:]
+        totals = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs]
+        for start, stop in ctx.spans:
+            pieces = [t.detach() for t in ctx.cut(start, stop, *inputs)]
+            leaves = [t.requires_grad_() for t, need in zip(pieces, needed, strict=True) if need]
+            with torch.enable_grad():
+                part = ctx.attend_span(start, stop, *pieces)
+            grads = torch.autograd.grad(part, leaves, [g.narrow(ctx.dim, start, stop - start) for g in upstream])
+            targets = [t for t, need in zip(ctx.cut(start, stop, *totals), needed, strict=True) if need]
+            for total, grad in zip(targets, grads, strict=True):
+                total += grad
+        return None, None, None, None, *(t if need else None for t, need in zip(totals, needed, strict=True))
+
+
+def merge(*parts: Part) -> Part:
     """One softmax over the keys of all parts, each out (..., T, D), lse (..., T). A key in two parts counts twice."""
     out, lse = parts[0]
     for other, other_lse in parts[1:]:
@@ -138,7 +175,7 @@ def zero_empty(out: Tensor, lse: Tensor) -> Tensor:
     return out.masked_fill((lse < EMPTY / 2).unsqueeze(-1), 0.0)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Part:
     """Dense attention of q (..., M, D) over k, v (..., K, D) with an additive mask that broadcasts to (..., M, K)."""
     if q.is_cpu and not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, mask))):
         return _flash(q, k, v, mask, scaling)
@@ -148,7 +185,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> tup
     return p @ v, (top - p.gather(-1, where).log()).squeeze(-1)
 
 
-def attend_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+def attend_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Part:
     """`attend` of q (B, H, T, D) over the keys and values (B, G, K, D) of its group; mask (T, K) or (H or 1, T, K)."""
     q, k, v = wide(q, k, v)
     shape, group = q.shape, (k.shape[1], q.shape[1] // k.shape[1])
@@ -176,7 +213,7 @@ def _band_mask(bias: Tensor, block: int) -> Tensor:
     return bias[:, distance.clamp(0, width - 1)].masked_fill(~inside, EMPTY)
 
 
-def _blocks(q: Tensor, k: Tensor, v: Tensor, at: int, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+def _blocks(q: Tensor, k: Tensor, v: Tensor, at: int, mask: Tensor, scaling: float) -> Part:
     """A span of queries q (B, H, S, D), the first of which is token `at` of k and v; mask (H, block, K)."""
     (batch, heads, span, dim), groups = q.shape, k.shape[1]
     block, count = mask.shape[1:]
@@ -201,7 +238,7 @@ def _stretch(x: Tensor, start: int, stop: int) -> Tensor:
     return F.pad(x[:, :, max(start, 0) : max(stop, 0)], (0, 0, *ends))
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Part:
     """`attend` by the CPU flash kernel, which wants four dimensions, the last one dense."""
     mask = mask.expand(*q.shape[:-3], *mask.shape[-3:])
     flat = [t.flatten(0, -4) for t in (q, k, v, mask)]

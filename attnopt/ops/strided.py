@@ -9,10 +9,10 @@ from torch import Tensor
 
 from attnopt.mechanisms.base import wide
 from attnopt.ops import band
-from attnopt.ops.band import EMPTY, attend, in_spans
+from attnopt.ops.band import EMPTY, Part, attend, in_spans
 
 
-def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, scaling: float) -> tuple[Tensor, Tensor]:
+def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, scaling: float) -> Part:
     """Each query attends its own token and those stride, 2 stride, ... before it.
 
     Args:
@@ -25,13 +25,15 @@ def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, scaling: flo
     q, k, v = (_fold(x, stride) for x in (q, k, v))
     q, rows, ahead = q.unflatten(1, group).transpose(2, 3), q.shape[3], k.shape[3] - q.shape[3]
 
-    def attend_rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def cut(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return q[..., start:stop, :], k[..., : ahead + stop, :], v[..., : ahead + stop, :]
+
+    def attend_rows(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> Part:
         mask = _mask(stop - start, ahead + stop, stride, padded, q).repeat(1, group[1], 1)
-        queries = q[..., start:stop, :].flatten(3, 4)
-        out, lse = attend(queries, k[..., : ahead + stop, :], v[..., : ahead + stop, :], mask, scaling)
+        out, lse = attend(q.flatten(3, 4), k, v, mask, scaling)
         return out.unflatten(3, (group[1], -1)), lse.unflatten(3, (group[1], -1))
 
-    out, lse = in_spans(attend_rows, rows, max(1, band.SPAN // stride), dim=4, again=True)
+    out, lse = in_spans(attend_rows, cut, (q, k, v), rows, max(1, band.SPAN // stride), dim=4)
     return _unfold(out, tokens), _unfold(lse, tokens)
 
 

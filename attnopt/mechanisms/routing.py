@@ -1,0 +1,225 @@
+"""Routing by clusters, made causal: each query reads one cluster of the keys, and a local window.
+
+Every key belongs to the cluster of the nearest centroid, every query picks a cluster, by frozen maps of its own head:
+    cluster(k_s) = argmin_c |k_s - mu_c|     pick(q_t) = argmax_c  w_c . q_t + b_c
+Query t attends, in one softmax, to the tokens t - window < s <= t and to the last m tokens s <= t - window whose key's
+cluster is pick(q_t). The two sets have no token in common. Ties go to the first cluster. Nothing depends on later
+tokens, unlike the published top-k over the sequence.
+
+`fit`: mu by k-means on the teacher's keys, per key/value head. w and b by ridge regression, per query head, of the
+attention that the teacher gives to the last m members of each cluster: nearest centroids in the queries' own space, or
+mu . q, find clusters that get much less of it. Before `fit`, mu and w are random.
+
+Work is sub-quadratic: keys are sorted by cluster, so that what a query reads there is one range (`ops.ranges`).
+The state is the local window, and for each cluster the last m members before it.
+"""
+
+from itertools import product
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
+from attnopt.ops.band import Part, band_attention, merge, recent, zero_empty
+from attnopt.ops.clusters import k_means, nearest
+from attnopt.ops.ranges import range_attention
+
+FIT_TOKENS = 512
+"""Of each sequence are enough to fit to."""
+RIDGE = 1e-3
+"""Of the mean square of a query's entries."""
+
+
+class Members(NamedTuple):
+    """Of each cluster the last m members before the window, behind padding.
+
+    Attributes:
+        k, v: (B, G, clusters m, D).
+        held: (B, G, clusters) how many are no padding.
+    """
+
+    k: Tensor
+    v: Tensor
+    held: Tensor
+
+
+class Routed(NamedTuple):
+    """k, v: (B, G, n, D) the last tokens, within the local window."""
+
+    k: Tensor
+    v: Tensor
+    members: Members
+
+
+class Routing(Mechanism):
+    source = "https://arxiv.org/abs/2003.05997"
+    growth = "window"
+    cost = "(window + m + clusters) D"
+
+    class Options(MechanismOptions):
+        window: Annotated[int, Field(ge=1)] = 16
+        """A token attends to itself and the window - 1 tokens before it,"""
+        clusters: Annotated[int, Field(ge=1)] = 4
+        members: Annotated[int, Field(ge=1)] = 16
+        """m: and to the last m members, before the window, of one cluster."""
+        branches: Literal["both", "window", "far"] = "both"
+        """Only the local window or only the cluster (far; zero where it is empty), to see what each does."""
+
+    centroids: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, geometry: Geometry, options: Options):
+        super().__init__(geometry, options)
+        clusters, dim = options.clusters, geometry.head_dim
+        self.register_buffer("centroids", torch.randn(geometry.kv_heads, clusters, dim))
+        self.register_buffer("weight", torch.randn(geometry.heads, clusters, dim))
+        self.register_buffer("bias", torch.zeros(geometry.heads, clusters))
+        self.normalised = options.branches != "far"
+
+    def extend(self, x: Inputs, state: Routed | None = None) -> tuple[Tensor, State]:
+        state = state or self._empty(x)
+        k, v, members = torch.cat([state.k, x.k], 2), torch.cat([state.v, x.v], 2), state.members
+        parts = []
+        if self.options.branches != "far":
+            parts.append(band_attention(x.q, k, v, self.options.window, self.geometry.scaling))
+        if self.options.branches != "window":
+            part, members = self._far(x.q, k, v, members)
+            parts.append(part)
+        out = zero_empty(*merge(*parts)).to(x.q.dtype)
+        last = self.options.window - 1
+        return out, Routed(recent(k, last), recent(v, last), members)
+
+    def _empty(self, x: Inputs) -> Routed:
+        """The state before the first token."""
+        batch, groups, _, dim = x.k.shape
+        clusters = self.options.clusters if self.options.branches != "window" else 0
+        tokens = [x.k.new_zeros(batch, groups, n, dim) for n in (0, 0, *[clusters * self.options.members] * 2)]
+        held = torch.zeros(batch, groups, clusters, dtype=torch.long, device=x.k.device)
+        return Routed(tokens[0], tokens[1], Members(tokens[2], tokens[3], held))
+
+    def _far(self, q: Tensor, k: Tensor, v: Tensor, old: Members) -> tuple[Part, Members]:
+        """Attention to clusters, and the members after it; k and v are the local window and the queries' own tokens."""
+        (tokens, dim), groups, window = q.shape[2:], k.shape[1], self.options.window
+        k_all, v_all = torch.cat([old.k, k], 2), torch.cat([old.v, v], 2)
+        size, device = k_all.shape[2], k.device
+        cluster = torch.cat([self._clusters_of(old), self.cluster(k)], 2)
+        order = cluster.argsort(dim=2, stable=True)
+        code = cluster.gather(2, order) * size + order
+        k_all, v_all = (t.gather(2, order[..., None].expand_as(t)) for t in (k_all, v_all))
+
+        own = torch.arange(size - tokens, size, device=device).repeat(q.shape[1] // groups)
+        start, stop = self._ranges(code, self.pick(q).unflatten(1, (groups, -1)).flatten(2), own - window + 1)
+        rows = (q.reshape(-1, start.shape[2], dim), k_all.flatten(0, 1), v_all.flatten(0, 1))
+        ends = (start.flatten(0, 1), stop.flatten(0, 1))
+        out, lse = range_attention(*rows, *ends, self.options.members, self.geometry.scaling)
+
+        names = torch.arange(self.options.clusters, device=device)
+        before = torch.full_like(names, size - window + 1)
+        members = self._members(k_all, v_all, *self._ranges(code, names.expand(*k.shape[:2], -1), before))
+        return (out.view(q.shape), lse.view(q.shape[:3])), members
+
+    def _ranges(self, code: Tensor, cluster: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the last m members of a cluster among the first `before` tokens lie in the sorted list, (B, G, n).
+
+        Args:
+            code: (B, G, S) cluster S + token, sorted.
+            cluster: (B, G, n). before: (n,).
+        """
+        size = code.shape[2]
+        first = torch.searchsorted(code, cluster * size)
+        stop = torch.searchsorted(code, cluster * size + before.clamp(min=0))
+        return torch.maximum(first, stop - self.options.members), stop
+
+    def _members(self, k: Tensor, v: Tensor, start: Tensor, stop: Tensor) -> Members:
+        """Those of the ranges start:stop, (B, G, clusters), of the sorted list."""
+        index = stop[..., None] + torch.arange(-self.options.members, 0, device=k.device)
+        empty = (index < start[..., None]).flatten(2)[..., None]
+        index = index.clamp(min=0).flatten(2)[..., None].expand(-1, -1, -1, k.shape[3])
+        return Members(k.gather(2, index).masked_fill(empty, 0), v.gather(2, index).masked_fill(empty, 0), stop - start)
+
+    def _clusters_of(self, members: Members) -> Tensor:
+        """(B, G, clusters m): the cluster of each, and for padding one that nobody picks."""
+        clusters, count = self.options.clusters, self.options.members
+        names = torch.arange(clusters, device=members.held.device)[:, None].expand(-1, count)
+        empty = torch.arange(count, device=names.device) < count - members.held[..., None]
+        return names.where(~empty, clusters).flatten(2)
+
+    def cluster(self, k: Tensor) -> Tensor:
+        """(B, G, T): the cluster of each key (B, G, T, D)."""
+        k, centroids = wide(k, self.centroids)
+        return nearest(k, centroids.to(k))
+
+    def pick(self, q: Tensor) -> Tensor:
+        """(B, H, T): the cluster that each query (B, H, T, D) reads."""
+        q, weight, bias = wide(q, self.weight, self.bias)
+        return (q @ weight.to(q).mT + bias.to(q)[:, None]).argmax(-1)
+
+    @torch.no_grad()
+    def fit(self, x: Inputs) -> None:
+        q, k = x.q[:, :, :FIT_TOKENS].double(), x.k[:, :, :FIT_TOKENS].double()
+        self.centroids.copy_(
+            torch.stack([k_means(points, self.options.clusters) for points in k.transpose(0, 1).flatten(1, 2)])
+        )
+        if q.shape[2] > self.options.window:
+            reached = torch.cat([self._reached(*pair) for pair in zip(q.split(1), k.split(1), strict=True)])
+            q = torch.cat([q, torch.ones_like(q[..., :1])], 3)[:, :, self.options.window :]
+            q, reached = (t.transpose(0, 1).flatten(1, 2) for t in (q, reached))
+            ridge = RIDGE * q.square().mean() * q.shape[1] * torch.eye(q.shape[2], dtype=q.dtype, device=q.device)
+            solution = torch.linalg.solve(q.mT @ q + ridge, q.mT @ reached).mT
+            self.weight.copy_(solution[..., :-1])
+            self.bias.copy_(solution[..., -1])
+
+    def _reached(self, q: Tensor, k: Tensor) -> Tensor:
+        """(B, H, T - window, clusters): the attention that softmax gives to the last m members of each cluster."""
+        (heads, tokens), window = q.shape[1:3], self.options.window
+        cluster, k = repeat_heads(self.cluster(k), heads), repeat_heads(k, heads)
+        index = torch.arange(tokens, device=q.device)
+        distance = index[:, None] - index
+        p = (q @ k.mT * self.geometry.scaling).masked_fill(distance < 0, -torch.inf).softmax(-1)[:, :, window:]
+        reached = []
+        for c in range(self.options.clusters):
+            member = (cluster == c)[:, :, None] & (distance >= window)[window:]
+            later = member.flip(-1).cumsum(-1).flip(-1)
+            reached.append(p.masked_fill(~member | (later > self.options.members), 0).sum(-1))
+        return torch.stack(reached, -1)
+
+    def reference(self, x: Inputs) -> Tensor:
+        heads, tokens = x.q.shape[1:3]
+        k, v, cluster = (repeat_heads(t, heads) for t in (x.k, x.v, self.cluster(x.k)))
+        pick, outs = self.pick(x.q), []
+        for t in range(tokens):
+            seen = torch.zeros(*x.q.shape[:2], t + 1, dtype=torch.bool, device=x.q.device)
+            for row, head in product(range(len(seen)), range(heads)):
+                seen[row, head, self._seen(t, cluster[row, head], pick[row, head, t])] = True
+            scores = torch.einsum("bhd,bhsd->bhs", x.q[:, :, t], k[:, :, : t + 1]) * self.geometry.scaling
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1) if seen.any() else scores * 0
+            outs.append(torch.einsum("bhs,bhsd->bhd", weights.nan_to_num(), v[:, :, : t + 1]))
+        return torch.stack(outs, dim=2)
+
+    def _seen(self, t: int, cluster: Tensor, pick: Tensor) -> list[int]:
+        """The tokens that query t, which reads cluster `pick`, attends."""
+        old = max(0, t + 1 - self.options.window)
+        near = range(old, t + 1) if self.options.branches != "far" else ()
+        members = [s for s in range(old) if cluster[s] == pick] if self.options.branches != "window" else []
+        return [*members[-self.options.members :], *near]
+
+    def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
+        clusters = self.options.clusters if self.options.branches != "window" else 0
+        tokens = min(length, self.options.window - 1) + clusters * self.options.members
+        counts = clusters * torch.long.itemsize
+        return batch * self.geometry.kv_heads * (2 * tokens * self.geometry.head_dim * dtype.itemsize + counts)
+
+    @classmethod
+    def limit(cls, length: int) -> Options:
+        return cls.Options(clusters=1, members=length)
+
+    @classmethod
+    def conformance_options(cls) -> dict[str, Options]:
+        return {
+            "default": cls.Options(),
+            "far": cls.Options(window=3, clusters=3, members=5, branches="far"),
+            "window": cls.Options(window=1, branches="window"),
+        }

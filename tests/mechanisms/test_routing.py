@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from attnopt.mechanisms import Geometry, Inputs
+from attnopt.mechanisms.routing import Routing
+
+GEOMETRY = Geometry(heads=2, kv_heads=1, head_dim=8, hidden=16, scaling=0.3)
+
+
+def build(**options) -> Routing:
+    return Routing(GEOMETRY, Routing.Options(**options)).double()
+
+
+def inputs(tokens: int, seed: int = 0, batch: int = 2) -> Inputs:
+    torch.manual_seed(seed)
+    return Inputs(*(torch.randn(batch, h, tokens, 8, dtype=torch.float64, requires_grad=True) for h in (2, 1, 1)))
+
+
+def two_topics(tokens: int) -> Inputs:
+    """Keys of two directions in turn, each query looking for its own token's one."""
+    topic = torch.eye(8, dtype=torch.float64)[torch.arange(tokens) % 2] * 10
+    return Inputs(topic.expand(1, 2, -1, -1), topic.expand(1, 1, -1, -1), torch.randn(1, 1, tokens, 8).double())
+
+
+def test_fitted_it_reads_the_cluster_that_softmax_reads():
+    routing, x = build(window=2, clusters=2, members=3), two_topics(40)
+    routing.fit(x)
+    assert torch.equal(routing.pick(x.q)[:, :1], routing.cluster(x.k))
+    v = x.v.clone().requires_grad_()
+    out, _ = routing(Inputs(x.q, x.k, v))
+    (grad,) = torch.autograd.grad(out[:, :, 30].sum(), v)
+    assert grad[0, 0].any(-1).nonzero()[:, 0].tolist() == [24, 26, 28, 29, 30]
+
+
+def test_fit_improves_on_the_random_start():
+    torch.manual_seed(3)
+    routing, mix = build(window=4, clusters=4, members=8), torch.randn(8, 8, dtype=torch.float64)
+    x = inputs(120, batch=4)
+    x = Inputs(x.k.detach().expand(-1, 2, -1, -1) @ mix * 2, x.k.detach(), x.v.detach())
+    softmax = torch.nn.functional.scaled_dot_product_attention(
+        x.q, x.k, x.v, is_causal=True, scale=0.3, enable_gqa=True
+    )
+    before = (routing(x)[0] - softmax).norm()
+    routing.fit(x)
+    assert (routing(x)[0] - softmax).norm() < 0.9 * before
+
+
+def test_fit_is_a_function_of_the_data_alone():
+    one, two = build(), build()
+    for routing in (one, two):
+        routing.fit(inputs(50))
+    for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_fit_to_sequences_within_the_window():
+    routing, x = build(window=16), inputs(9)
+    routing.fit(x)
+    torch.testing.assert_close(routing(x)[0], routing.reference(x))
+
+
+def test_state_is_bounded_and_long_streams_agree():
+    routing, x, state = build(window=4, clusters=3, members=5), inputs(150), None
+    whole, _ = routing(x)
+    outs, sizes = [], set()
+    for t in range(150):
+        out, state = routing(x.slice(t, t + 1), state)
+        outs.append(out)
+        sizes.add(state.members.k.shape[2] + state.k.shape[2])
+    torch.testing.assert_close(torch.cat(outs, 2), whole)
+    torch.testing.assert_close(whole, routing.reference(x))
+    assert max(sizes) == 3 * 5 + 3
+
+
+def test_branches_make_up_the_whole():
+    x = inputs(60)
+    seen = {}
+    for branches in ("both", "window", "far"):
+        torch.manual_seed(1)
+        (grad,) = torch.autograd.grad(build(branches=branches, window=5, members=4)(x)[0][:, :, 50].sum(), x.v)
+        seen[branches] = set(grad[0, 0].any(-1).nonzero()[:, 0].tolist())
+    assert seen["window"] == set(range(46, 51))
+    assert seen["far"]
+    assert not seen["far"] & seen["window"]
+    assert seen["both"] == seen["far"] | seen["window"]
+
+
+@pytest.mark.parametrize("options", [{"window": 0}, {"clusters": 0}, {"members": 0}, {"branches": "near"}])
+def test_bad_options_are_refused(options: dict):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Routing.Options(**options)
