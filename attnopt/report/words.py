@@ -64,7 +64,9 @@ def percent(x: float | None) -> str:
 
 
 def times(x: float | None) -> str:
-    return MISSING if x is None or missing(x) else f"{number(x, 3 if x >= 1 else 2)}×"
+    if x is None or missing(x):
+        return MISSING
+    return f"{x:.5f}×" if 0 < x < 1e-3 else f"{number(x, 3 if x >= 1 else 2)}×"
 
 
 def size(count: float | None) -> str:

@@ -40,6 +40,7 @@ def test_sizes_durations_and_counts():
     assert words.millions(4_273_664) == "4.27M"
     assert words.times(0.0671) == "0.067×"
     assert words.times(1.234) == "1.23×"
+    assert words.times(0.000977) == "0.00098×"
 
 
 def test_lists_read_as_sentences():
