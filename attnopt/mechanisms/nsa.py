@@ -1,14 +1,28 @@
-"""Native sparse attention: compressed blocks, the best of them in full, and a sliding window (Yuan et al. 2025).
+"""Native sparse attention (Yuan et al. 2025) on the teacher's own keys and values: a window, far blocks pooled, and the
+best of these in full.
 
-With `backend: package`: the package native-sparse-attention-pytorch, see `_nsa_package.py`.
+Positions are cut into blocks of n tokens. The window of token t is its last `window` tokens, and what is left of the
+block in which they begin. All blocks before are far. Each far block is a slot, its keys and values pooled by weights
+that are learned, sum to 1 and start equal; the `selected` slots with the largest softmax(q . slot), summed over the
+query heads that share a key/value head, are read token by token. Keys are pooled as they come, rotated ones in a rotary
+model.
+
+    merge: lse    one softmax over window tokens, selected tokens and the slots left over, each of which stands for n
+                  tokens: score(slot) = scaling q . k_slot + log n + mass_h, mass_h learned from 0. Every token counts
+                  once, so with all far blocks selected it equals softmax.
+    merge: gates  the paper's: a softmax each over window, selected tokens and all slots, averaged by gates of the
+                  hidden state. Unlike the paper's the gates sum to 1, over the branches that have keys.
+
+With `backend: package` the package native-sparse-attention-pytorch computes it, see `_nsa_package.py`.
 """
 
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from attnopt.mechanisms._nsa_native import NativeNSA
 from attnopt.mechanisms._nsa_package import PackageNSA
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
 
@@ -22,28 +36,58 @@ class NSA(Mechanism):
     cost = "(window + selected block + S / block) D"
 
     class Options(MechanismOptions):
-        backend: Literal["package"] = "package"
-        """Who computes it: the package native-sparse-attention-pytorch."""
+        backend: Literal["native", "package"] = "native"
+        """Who computes it: this file, or the package native-sparse-attention-pytorch."""
         block: Positive = 8
-        """Tokens pooled into one compressed slot, and selected together."""
-        selected: Count = 4
+        """Tokens pooled into one slot, and selected together."""
+        selected: Count = 2
         """Blocks that each token reads in full."""
-        window: Count = 16
-        """Most recent tokens that each token reads in full."""
+        window: Positive = 16
+        """Most recent tokens that each token reads in full: these at least, from the start of a block."""
+        merge: Literal["lse", "gates"] = "lse"
+        """How the native branches become one: by their share in one softmax, or by gates."""
+        branches: Literal["all", "tokens", "far", "window", "selected", "compressed"] = "all"
+        """Which native branches there are, to see what each does: tokens are window and selected, far are selected and
+        compressed. Zero where they have no key."""
+
+        @model_validator(mode="after")
+        def _consistent(self) -> "NSA.Options":
+            if self.backend == "package" and (self.merge != "lse" or self.branches != "all"):
+                raise ValueError("merge and branches are for backend: native; the package has gates and all branches")
+            return self
 
     def __init__(self, geometry: Geometry, options: Options):
         super().__init__(geometry, options)
-        self.normalised = False
-        self.package = PackageNSA(geometry, options.block, options.selected, options.window)
+        self.backend: NativeNSA | PackageNSA
+        if options.backend == "package":
+            self.backend = PackageNSA(geometry, options.block, options.selected, options.window)
+            self.normalised, self.working = False, "quadratic"
+        else:
+            self.backend = NativeNSA(geometry, options)
+            self.normalised = options.branches in ("all", "tokens", "window")
 
     def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
-        return self.package.extend(x, state)
+        return self.backend.extend(x, state)
 
     def reference(self, x: Inputs) -> Tensor:
-        return self.package.reference(x)
+        return self.backend.reference(x)
 
     def fit(self, x: Inputs) -> None:
-        self.package.fit(x)
+        self.backend.fit(x)
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
-        return self.package.state_bytes(batch, length, dtype)
+        return self.backend.state_bytes(batch, length, dtype)
+
+    @classmethod
+    def limit(cls, length: int) -> Options:
+        return cls.Options(selected=-(-length // 8), block=8)
+
+    @classmethod
+    def conformance_options(cls) -> dict[str, Options]:
+        return {
+            "default": cls.Options(),
+            "gates": cls.Options(merge="gates", block=3, selected=3, window=4),
+            "tokens": cls.Options(branches="tokens"),
+            "far": cls.Options(branches="far", block=5),
+            "package": cls.Options(backend="package"),
+        }

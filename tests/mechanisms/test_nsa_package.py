@@ -56,7 +56,7 @@ def test_any_split_equals_the_whole(sizes):
 
 
 def test_the_package_alone_disagrees_with_itself_after_a_prompt_shorter_than_a_block():
-    package, x = build().package, inputs(BLOCK)
+    package, x = build().backend, inputs(BLOCK)
     rows = package._rows(x)
     whole = package.attention(rows)
     _, cache = package.attention(rows[:, :2], return_cache=True)
@@ -96,8 +96,6 @@ def test_what_it_cannot_do_is_refused():
     nsa, x = load("nsa"), inputs(5)
     with pytest.raises(ValueError, match="hidden states"):
         build()(Inputs(x.q, x.k, x.v))
-    for option in ("window", "selected"):
-        with pytest.raises(ValueError, match=f"nsa.{option}"):
-            nsa(
-                geometry(), nsa.Options(**{"backend": "package", "block": BLOCK, "selected": 1, "window": 2, option: 0})
-            )
+    for option, value in (("window", 1), ("selected", 0)):
+        with pytest.raises(ValueError, match=rf"nsa\.{option}: {value}"):
+            nsa(geometry(), nsa.Options(backend="package", **{option: value}))
