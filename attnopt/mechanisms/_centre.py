@@ -14,9 +14,6 @@ from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, repeat_heads, wide
 
-LIMIT = 40.0
-"""Bound on the exponents of features: products of two and sums of many stay far from float32's ends."""
-
 
 class Centre(nn.Module):
     """The two means, a vector of each per key/value head: zero until fitted, learnable."""

@@ -12,12 +12,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from attnopt.mechanisms._centre import LIMIT, Centre
+from attnopt.mechanisms._centre import Centre
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
 from attnopt.ops.band import band_attention, merge, recent
-from attnopt.ops.linear import LinearState, linear_attention
+from attnopt.ops.linear import LIMIT, LinearState, linear_attention
 
+SPAN = 512
+"""Longer sequences are taken in spans of this many tokens, which a backward pass computes again one by one."""
 FIT_SEQUENCES, FIT_TOKENS = 8, 512
 """What is enough of the teacher's data to fit a few numbers per head."""
 
@@ -74,15 +77,27 @@ class Hybrid(Mechanism):
         """Fit what the features depend on to the teacher's centred q (B, H, T, D) and k (B, G, T, D)."""
 
     def extend(self, x: Inputs, state: HybridState | None = None) -> tuple[Tensor, State]:
-        k, v, far = x.k, x.v, None
+        if x.q.shape[2] <= SPAN:
+            return self._extend(x.q, x.k, x.v, state)
+        outs = []
+        for q, k, v in zip(x.q.split(SPAN, 2), x.k.split(SPAN, 2), x.v.split(SPAN, 2), strict=True):
+            if torch.is_grad_enabled():
+                out, state = checkpoint(self._extend, q, k, v, state, use_reentrant=False, preserve_rng_state=False)
+            else:
+                out, state = self._extend(q, k, v, state)
+            outs.append(out)
+        return torch.cat(outs, dim=2), state
+
+    def _extend(self, q: Tensor, k: Tensor, v: Tensor, state: HybridState | None) -> tuple[Tensor, HybridState]:
+        far = None
         if state is not None:
             k, v, far = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2), state.far
         leaving = max(k.shape[2] - self.options.window, 0)
         if self.options.branches == "window" or not leaving:
-            out, _ = self._near(x.q, k, v)
+            out, _ = self._near(q, k, v)
         else:
-            out, far = self._both(x.q, k, v, leaving, far)
-        return out.to(x.q.dtype), HybridState(recent(k, self.options.window), recent(v, self.options.window), far)
+            out, far = self._both(q, k, v, leaving, far)
+        return out.to(q.dtype), HybridState(recent(k, self.options.window), recent(v, self.options.window), far)
 
     def _both(
         self, q: Tensor, k: Tensor, v: Tensor, leaving: int, far: LinearState | None

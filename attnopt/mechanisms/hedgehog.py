@@ -15,7 +15,7 @@ from attnopt.mechanisms.base import Geometry, repeat_heads, wide
 
 SHARPNESS = (1.0, 2**0.5, 2.0, 2 * 2**0.5)
 FLOOR = -20.0
-"""Least log feature, so that no product of features vanishes."""
+"""Least logit beside the largest, so that no product of features vanishes; gradients take no notice of it."""
 
 
 class Hedgehog(Hybrid):
@@ -41,7 +41,10 @@ class Hedgehog(Hybrid):
     def _features(self, x: Tensor, weight: Tensor) -> Tensor:
         (weight,) = wide(weight)
         x = x @ (weight * self.scale).mT
-        return torch.cat([x, -x], dim=-1).log_softmax(-1).clamp(min=FLOOR).exp()
+        logits = torch.cat([x, -x], dim=-1)
+        with torch.no_grad():
+            logits.clamp_(min=logits.amax(-1, keepdim=True) + FLOOR)
+        return logits.softmax(-1)
 
     def fit_map(self, q: Tensor, k: Tensor) -> None:
         if q.shape[2] > self.options.window:

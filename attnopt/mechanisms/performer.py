@@ -5,18 +5,20 @@ With x' = sqrt(scaling) x, which is x / D^(1/4) at the usual scaling, and rows w
     phi(x)_f = exp(w_f . x' - |x'|^2 / 2 - c) / sqrt F,     E phi(q) . phi(k) = exp(scaling q . k - 2 c)
     out_t = sum_{s<=t} phi(q_t) . phi(k_s) v_s / sum_{s<=t} phi(q_t) . phi(k_s)
 
-The quotient is free of a query's |q'|^2 / 2, of its c (its own largest exponent) and of F. A key's c is a constant per
-head, so no key sees another. The relative error of a kernel entry grows like exp(|q' + k'|^2 / 2), hence the fit: both
-means taken out (`_centre`), and each dimension scaled so that queries and keys share its length evenly.
+The quotient is free of F, of a query's |q'|^2 / 2 and of its c, which is its largest exponent. For keys c is a constant
+of head and feature, made up for in the queries' exponents, so that no key's features depend on another key.
+
+The relative variance of a kernel entry is about exp(|q' + k'|^2) / F. Two changes that softmax does not see make it
+smaller, both learnable and fitted to the teacher: all keys moved by one vector, so that q' + k' is zero in the mean,
+and dimensions of k scaled up where those of q are scaled down, so that both have the same variance.
 """
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from attnopt.mechanisms._centre import LIMIT, Centre
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
-from attnopt.ops.linear import linear_attention
+from attnopt.ops.linear import LIMIT, linear_attention
 
 
 class Performer(Mechanism):
@@ -35,7 +37,7 @@ class Performer(Mechanism):
         trainable: bool = True
         """Whether the projection trains; else it stays as drawn."""
         centre: bool = True
-        """Whether `fit` takes out the means of queries and keys and balances their lengths."""
+        """Whether `fit` moves and scales the keys."""
 
     def __init__(self, geometry: Geometry, options: Options):
         super().__init__(geometry, options)
@@ -45,9 +47,9 @@ class Performer(Mechanism):
             self.projection = nn.Parameter(drawn)
         else:
             self.register_buffer("projection", drawn)
-        self.centre = Centre(geometry)
+        self.key_shift = nn.Parameter(torch.zeros(geometry.kv_heads, geometry.head_dim))
         self.log_balance = nn.Parameter(torch.zeros(geometry.kv_heads, geometry.head_dim))
-        self.register_buffer("offset", torch.zeros(geometry.kv_heads))
+        self.register_buffer("offset", torch.zeros(geometry.kv_heads, options.features))
 
     def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
         out, _, state = linear_attention(x.q, x.k, x.v, state, (self.query_features, self.key_features))
@@ -55,26 +57,29 @@ class Performer(Mechanism):
 
     def query_features(self, q: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, H, T, F), each row relative to its largest."""
-        exponents = self._query_exponents(q)
-        return (exponents - exponents.detach().amax(-1, keepdim=True)).clamp(min=-LIMIT).exp()
+        (offset,) = wide(self.offset)
+        exponents = self._query_exponents(q).add_(repeat_heads(offset[None, :, None], self.geometry.heads))
+        with torch.no_grad():
+            exponents -= exponents.amax(-1, keepdim=True)
+        return _exp(exponents)
 
     def key_features(self, k: Tensor) -> Tensor:
         """(B, G, T, D) -> (B, G, T, F), relative to exp(offset)."""
-        return (self._key_exponents(k) - wide(self.offset)[0][:, None, None]).clamp(-LIMIT, LIMIT).exp()
+        (offset,) = wide(self.offset)
+        return _exp(self._key_exponents(k).sub_(offset[:, None]))
 
     def _query_exponents(self, q: Tensor) -> Tensor:
         """w . q'"""
-        rows, balance = wide(self.projection, self.log_balance)
+        q, rows, balance = wide(q, self.projection, self.log_balance)
         rows = rows * (self.geometry.scaling**0.5 * (-balance).exp())[:, None]
-        return self.centre.queries(q) @ repeat_heads(rows[None], self.geometry.heads).mT
+        return q @ repeat_heads(rows[None], self.geometry.heads).mT
 
     def _key_exponents(self, k: Tensor) -> Tensor:
-        """w . k' - |k'|^2 / 2 + the key's log weight"""
-        rows, balance = wide(self.projection, self.log_balance)
-        k = self.centre.keys(k)
-        scaled = k * (self.geometry.scaling**0.5 * balance.exp())[:, None]
-        shift = self.centre.log_weight(k) - scaled.square().sum(-1) / 2
-        return scaled @ rows.mT + shift[..., None]
+        """w . k' - |k'|^2 / 2 of moved keys."""
+        k, rows, shift, balance = wide(k, self.projection, self.key_shift, self.log_balance)
+        scale = self.geometry.scaling**0.5 * balance.exp()
+        k = torch.addcmul((-shift * scale)[:, None], k, scale[:, None])
+        return (k @ rows.mT).sub_(k.norm(dim=-1, keepdim=True).square() / 2)
 
     def reference(self, x: Inputs) -> Tensor:
         return torch.stack([self._attend(x, t, t + 1) for t in range(x.q.shape[2])], dim=2)
@@ -93,15 +98,24 @@ class Performer(Mechanism):
     @torch.no_grad()
     def fit(self, x: Inputs) -> None:
         if self.options.centre:
-            self.centre.fit(x.q, x.k)
-            self._fit_balance(x)
-        self.offset.copy_(self._key_exponents(x.k).logsumexp(-1).mean((0, 2)))
+            q, k = wide(x.q, x.k)
+            q_mean, q_variance = _moments(q.unflatten(1, (k.shape[1], -1)).flatten(2, 3))
+            k_mean, k_variance = _moments(k)
+            self.log_balance.copy_((q_variance / k_variance).log() / 4)
+            self.key_shift.copy_(k_mean + q_mean * (-2 * self.log_balance).exp())
+        self.offset.copy_(self._key_exponents(x.k).mean((0, 2)))
 
-    def _fit_balance(self, x: Inputs) -> None:
-        """E q_d^2 = E k_d^2 in every dimension d: the least |q'|^2 + |k'|^2 at the same products q_d k_d."""
-        q, k = self.centre.queries(x.q).square().mean((0, 2)), self.centre.keys(x.k).square().mean((0, 2))
-        q = q.unflatten(0, (len(k), -1)).mean(1)
-        self.log_balance.copy_(((q + 1e-6) / (k + 1e-6)).log() / 4)
+
+def _exp(exponents: Tensor) -> Tensor:
+    """exp within +-LIMIT, in place; gradients take no notice of the bounds."""
+    with torch.no_grad():
+        exponents.clamp_(-LIMIT, LIMIT)
+    return exponents.exp_()
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (G, D) of x (B, G, T, D)."""
+    return x.mean((0, 2)), x.var((0, 2), correction=0) + 1e-6
 
 
 def _projection(features: int, dim: int, orthogonal: bool) -> Tensor:

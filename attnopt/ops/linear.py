@@ -8,13 +8,19 @@ Shapes as in mechanisms/base.py; here N chunks of C tokens, X = B G, and R = H /
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-CHUNK, SEGMENT = 64, 1024
+CHUNK = 64
+CPU_ROWS, ROWS = 2**12, 2**18
+"""Rows (tokens x heads x sequences) handled at a time: on a CPU what a core's cache holds, else to bound memory."""
+
+LIMIT = 40.0
+"""Bound on the exponents of features: products of two and sums of many stay far from float32's ends."""
 
 
 class LinearState(NamedTuple):
@@ -53,10 +59,12 @@ def linear_attention(
             Every feature product q_t . k_t must be positive.
     Returns: out (B, H, T, D) and n (B, H, T) in the features' dtype, the new state.
     """
+    rows = (CPU_ROWS if q.is_cpu else ROWS) // (q.shape[0] * q.shape[1])
+    segment = max(CHUNK, rows // CHUNK * CHUNK)
     outs, norms = [], []
-    for q_part, k_part, v_part in zip(q.split(SEGMENT, 2), k.split(SEGMENT, 2), v.split(SEGMENT, 2), strict=True):
+    for q_part, k_part, v_part in zip(q.split(segment, 2), k.split(segment, 2), v.split(segment, 2), strict=True):
         phi_q, phi_k = maps[0](q_part), maps[1](k_part)
-        out, norm, state = _segment(phi_q, phi_k, v_part.to(phi_k), state or empty_state(phi_k, v))
+        out, norm, state = _features(phi_q, phi_k, v_part.to(phi_k), state or empty_state(phi_k, v))
         outs.append(out)
         norms.append(norm)
     assert state is not None
@@ -92,42 +100,92 @@ def linear_attention_reference(
     return torch.stack(outs, 2), torch.stack(norms, 2), LinearState(sums, norm)
 
 
-def _segment(q: Tensor, k: Tensor, v: Tensor, state: LinearState) -> tuple[Tensor, Tensor, LinearState]:
-    """`linear_attention` of features over a few chunks at once."""
+def _features(q: Tensor, k: Tensor, v: Tensor, state: LinearState) -> tuple[Tensor, Tensor, LinearState]:
+    """`linear_attention` of the features of one segment."""
     if q.shape[2] == 1:
         state = absorb(k, v, state)
         return *recall(q, state), state
-    batch, heads, tokens, _ = q.shape
-    groups, size = k.shape[1], min(CHUNK, tokens)
-    count, share = -(-tokens // size), heads // groups
-    q, k, v = (_chunked(t, groups, count, size) for t in (q, k, v))
-    weights = (q @ k.mT).view(-1, size, size).tril().view(-1, share * size, size)
-    before, after = _carry(k.mT @ v, k.sum(1), state)
-    total = torch.baddbmm(weights @ v, q, before.sums)
-    norm = torch.baddbmm(weights.sum(-1, keepdim=True), q, before.norm[..., None])
-    total, norm = (
-        t.view(batch * groups, count, share, size, -1).transpose(1, 2).reshape(batch, heads, count * size, -1)
-        for t in (total, norm)
-    )
-    total, norm = total[:, :, :tokens], norm[:, :, :tokens]
-    return total / norm, norm[..., 0], after
+    out, norm, *after = _Segment.apply(q, k, v, *state)
+    return out, norm, LinearState(*after)
 
 
-def _chunked(x: Tensor, groups: int, count: int, size: int) -> Tensor:
-    """(B, G R, T, F) -> (B G N, R C, F), padded with zeros; a view where it can be."""
-    batch, heads, tokens, features = x.shape
-    if count * size > tokens:
-        x = nnf.pad(x, (0, 0, 0, count * size - tokens))
-    x = x.reshape(batch * groups, heads // groups, count, size, features).transpose(1, 2)
-    return x.reshape(batch * groups * count, -1, features)
+class _Segment(torch.autograd.Function):
+    """`linear_attention` of features over a few chunks at once. Keeps its inputs and n; the rest is computed anew."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        chunks = _Chunks(q, k, v, LinearState(*state))
+        norm = torch.baddbmm(chunks.weights.sum(-1, keepdim=True), chunks.q, chunks.before.norm[..., None])
+        total = torch.baddbmm(chunks.weights @ chunks.v, chunks.q, chunks.before.sums)
+        out, norm = chunks.join(total.div_(norm)), chunks.join(norm)
+        ctx.save_for_backward(q, k, v, norm, *state)
+        return out, norm[..., 0], *chunks.after
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor, d_norm: Tensor, *d_after: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, norm, *state = ctx.saved_tensors
+        chunks = _Chunks(q, k, v, LinearState(*state))
+        d_total = chunks.cut(d_out / norm)
+        d_weights, d_q = d_total @ chunks.v.mT, d_total @ chunks.before.sums.mT
+        spent = (d_weights * chunks.weights).sum(-1, keepdim=True) + (d_q * chunks.q).sum(-1, keepdim=True)
+        row = chunks.cut(d_norm[..., None] - chunks.join(spent) / norm)
+        d_weights = chunks.masked_(d_weights.add_(row))
+        d_q.addcmul_(row, chunks.before.norm[:, None]).baddbmm_(d_weights, chunks.k)
+        added = LinearState(chunks.q.mT @ d_total, (chunks.q.mT @ row)[..., 0])
+        d_later, d_state = _carry(added, LinearState(*d_after), backwards=True)
+        d_k = torch.baddbmm(d_later.norm[:, None], chunks.v, d_later.sums.mT).baddbmm_(d_weights.mT, chunks.q)
+        d_v = (chunks.k @ d_later.sums).baddbmm_(chunks.weights.mT, d_total)
+        return chunks.join(d_q), chunks.join(d_k), chunks.join(d_v), *d_state
 
 
-def _carry(sums: Tensor, norm: Tensor, state: LinearState) -> tuple[LinearState, LinearState]:
-    """The state before each chunk, (X N, F, D) and (X N, F), and the last, from what each chunk adds to it."""
-    heads = state.norm.shape[0] * state.norm.shape[1]
-    added = (sums.view(heads, -1, sums[0].numel()), norm.view(heads, -1, norm.shape[1]))
-    count = added[0].shape[1]
-    earlier = sums.new_ones(count, count).tril(-1).expand(heads, -1, -1)
-    before = [torch.baddbmm(s.reshape(heads, 1, -1), earlier, a) for s, a in zip(state, added, strict=True)]
-    after = [(b[:, -1] + a[:, -1]).view_as(s) for s, a, b in zip(state, added, before, strict=True)]
-    return LinearState(before[0].view_as(sums), before[1].view_as(norm)), LinearState(*after)
+class _Chunks:
+    """q (Y, R C, F), k (Y, C, F) and v (Y, C, D) of one segment in chunks, Y = X N, and what attention makes of them.
+
+    Attributes:
+        weights: (Y, R C, C) the weights of a chunk's own keys, zero for later ones.
+        before: the state before each chunk, sums (Y, F, D) and norm (Y, F). after: the state after the last.
+    """
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, state: LinearState):
+        self.batch, self.groups, self.tokens, _ = k.shape
+        self.size = min(CHUNK, self.tokens)
+        self.count = -(-self.tokens // self.size)
+        self.q, self.k, self.v = self.cut(q), self.cut(k), self.cut(v)
+        self.weights = self.masked_(self.q @ self.k.mT)
+        self.before, self.after = _carry(LinearState(self.k.mT @ self.v, self.k.sum(1)), state)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """(B, G or H, T, *) -> (Y, C or R C, *), padded with zeros; a view where it can be."""
+        x = nnf.pad(x, (0, 0, 0, self.count * self.size - self.tokens))
+        x = x.reshape(self.batch * self.groups, -1, self.count, self.size, x.shape[3]).transpose(1, 2)
+        return x.reshape(self.batch * self.groups * self.count, -1, x.shape[4])
+
+    def join(self, x: Tensor) -> Tensor:
+        """The inverse of `cut`."""
+        x = x.view(self.batch * self.groups, self.count, -1, self.size, x.shape[2]).transpose(1, 2)
+        return x.reshape(self.batch, -1, self.count * self.size, x.shape[4])[:, :, : self.tokens]
+
+    def masked_(self, weights: Tensor) -> Tensor:
+        """(Y, R C, C) with zeros, in place, where the key comes after the query."""
+        weights.view(-1, self.size, self.size).tril_()
+        return weights
+
+
+def _carry(added: LinearState, start: LinearState, backwards: bool = False) -> tuple[LinearState, LinearState]:
+    """`start` plus what all chunks before each one add, and plus all of it; or all chunks after each one.
+
+    Args:
+        added: sums (Y, F, D) and norm (Y, F) of each chunk. start: shaped as a state.
+    Returns: the running sums, shaped as `added`, and the last, shaped as a state.
+    """
+    running, last = [], []
+    for new, first in zip(added, start, strict=True):
+        rows = new.reshape(start.norm.shape[0] * start.norm.shape[1], -1, first[0, 0].numel())
+        ones = rows.new_ones(rows.shape[1], rows.shape[1])
+        others = (ones.triu(1) if backwards else ones.tril(-1)).expand(len(rows), -1, -1)
+        sums = torch.baddbmm(first.reshape(len(rows), 1, -1), others, rows)
+        edge = 0 if backwards else -1
+        running.append(sums.view_as(new))
+        last.append((sums[:, edge] + rows[:, edge]).view_as(first))
+    return LinearState(*running), LinearState(*last)

@@ -5,7 +5,8 @@ import torch
 from teacher import LENGTH, build, distance, teacher
 
 from attnopt.conformance.case import randomise
-from attnopt.mechanisms import Inputs, load
+from attnopt.conformance.memory import peak_bytes
+from attnopt.mechanisms import Inputs, _hybrid, load
 from attnopt.mechanisms.base import measured_bytes, repeat_heads
 
 KINDS = ["based", "hedgehog"]
@@ -43,6 +44,33 @@ def test_far_alone_reads_the_token_itself_and_those_before_the_window(kind):
     (grad,) = torch.autograd.grad(out[:, :, 30].sum(), v)
     read = (grad.abs().amax((0, 1, 3)) > 0).nonzero()[:, 0].tolist()
     assert read == [*range(23), 30]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("span", [1, 7, 20])
+def test_spans_change_neither_output_nor_gradients(kind, span, monkeypatch):
+    mechanism, x = randomise(build(kind, 2, window=8)), teacher(2, batch=1)
+    results = []
+    for size in (LENGTH, span):
+        monkeypatch.setattr(_hybrid, "SPAN", size)
+        inputs = x.map(lambda t, _: t.clone().requires_grad_())
+        out, state = mechanism(inputs)
+        leaves = [inputs.q, inputs.k, inputs.v, *mechanism.parameters()]
+        grads = torch.autograd.grad(out.square().sum() + state.far.sums.sum(), leaves)
+        results.append([out, state.k, *state.far, *grads])
+        with torch.no_grad():
+            torch.testing.assert_close(mechanism(x)[0], out)
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_backward_pass_holds_one_span_at_a_time(kind, monkeypatch):
+    mechanism, peaks = build(kind, window=8), []
+    for size in (LENGTH, 8):
+        monkeypatch.setattr(_hybrid, "SPAN", size)
+        x = teacher(batch=4).map(lambda t, _: t.requires_grad_())
+        peaks.append(peak_bytes(lambda x=x: mechanism(x)[0].sum().backward()))
+    assert peaks[1] < 0.7 * peaks[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

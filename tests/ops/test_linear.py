@@ -27,7 +27,7 @@ def leaves(tensors):
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_equals_the_token_loop_in_value_and_every_gradient(tokens, groups, monkeypatch):
     monkeypatch.setattr(linear, "CHUNK", 16)
-    monkeypatch.setattr(linear, "SEGMENT", 64)
+    monkeypatch.setattr(linear, "CPU_ROWS", 64 * 2 * 4)
     g = torch.Generator().manual_seed(1)
     results = []
     for f in (linear_attention, linear_attention_reference):
