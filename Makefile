@@ -10,7 +10,7 @@ repro: $(VENV)/installed
 	@echo "The report: $(CURDIR)/reports/index.html (and reports/report.md)"
 
 test: $(VENV)/installed-dev
-	pytest -n 2
+	OMP_NUM_THREADS=1 pytest -n 2 --durations 15
 
 lint: $(VENV)/installed-dev
 	ruff check .

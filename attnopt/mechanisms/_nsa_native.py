@@ -26,11 +26,26 @@ GATES = (0.7, 0.2, 0.1)
 """What the gates give the branches at the start."""
 PAGE = 256
 """Tokens that the state collects before it copies them to the rest."""
+NUMBERS = 2**19
+"""Entries of q handled at a time."""
 
 
 class NSAState(NamedTuple):
     """Keys and values of whole blocks, of the tokens since (fewer than a page), and the slots of all blocks."""
 
+    k: Tensor
+    v: Tensor
+    k_new: Tensor
+    v_new: Tensor
+    k_slots: Tensor
+    v_slots: Tensor
+
+
+class Keys(NamedTuple):
+    """What the queries may read, (X, ., D) each: tokens near to any of them, and the state without its batch."""
+
+    near_k: Tensor
+    near_v: Tensor
     k: Tensor
     v: Tensor
     k_new: Tensor
@@ -67,11 +82,16 @@ class NativeNSA(nn.Module):
         self.mass = nn.Parameter(mass) if learns and len(self.branches) > 1 and not self.gated else nn.Buffer(mass)
 
     def extend(self, x: Inputs, state: NSAState | None = None) -> tuple[Tensor, NSAState]:
-        """As `Mechanism.extend`."""
-        seen = 0 if state is None else state.k.shape[2] + state.k_new.shape[2]
-        after = self._grown(x, state, seen)
-        parts = self._branches(x.q, after, Layout(seen, self.options.block, self.options.window), self.branches)
-        return self._merged(parts, x).view(x.q.shape).to(x.q.dtype), after
+        """As `Mechanism.extend`; a few heads at a time, so that what they need stays in the cache."""
+        q, keys, layout, after = self._prepared(x, state)
+        balance = self._gate_logits(x).reshape(*q.shape[:2], -1, q.shape[2]) if self.gated else self._slot_mass(q)
+        step = max(1, NUMBERS // q[0].numel())
+        outs = []
+        for q_now, balance_now, *keys_now in zip(*(t.split(step) for t in (q, balance, *keys)), strict=True):
+            parts = self._branches(q_now, balance_now, Keys(*keys_now), layout, self.branches)
+            outs.append(self._merged(parts, balance_now) if parts else q_now * 0)
+        out = torch.cat(outs) if len(outs) > 1 else outs[0]
+        return out.view(x.q.shape).to(x.q.dtype), after
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """Keys and values as they came, slots in at least float32."""
@@ -82,11 +102,11 @@ class NativeNSA(nn.Module):
     def fit(self, x: Inputs) -> None:
         """From the teacher's mean attention to each branch's tokens: the gates, or the mass that the slots lack."""
         self.mass.zero_()
-        layout = Layout(0, self.options.block, self.options.window)
-        parts = self._branches(x.q, self._grown(x, None, 0), layout, BRANCHES)
+        q, keys, layout, _ = self._prepared(x, None)
+        parts = self._branches(q, self._slot_mass(q), keys, layout, BRANCHES)
         if "compressed" not in parts or not (rows := parts["compressed"].alive).any():
             return
-        total = _softmax_lse(x, self.geometry)
+        total = _softmax_lse(q * self.geometry.scaling, keys.near_k)
         share = {name: self._per_head((part.lse - total).exp()[..., rows]) for name, part in parts.items()}
         rest = (1 - share["window"] - share.get("selected", 0)).clamp(min=1e-3)
         if self.gated:
@@ -105,7 +125,7 @@ class NativeNSA(nn.Module):
         return torch.stack(outs, dim=2).to(x.q.dtype)
 
     def _token(self, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None) -> Tensor:
-        """Output (B, H, D) of the last token: q (B, H, D), k and v (B, G, t, D), gates (branches, B, H)."""
+        """Output (B, H, D) of the last token: q (B, H, D), k and v (B, G, t, D), gates (B, H, branches)."""
         o, tokens, heads = self.options, k.shape[2], q.shape[1]
         far = max(0, (tokens - o.window) // o.block)
         blocks = (t[:, :, : far * o.block].unflatten(2, (far, o.block)) for t in (k, v))
@@ -119,12 +139,13 @@ class NativeNSA(nn.Module):
             return q * 0
         if gates is None:
             read = torch.stack([reads[b] for b in usable]).any(0)
-            scores = torch.cat([scores[..., :tokens], scores[..., tokens:] + self._slot_mass()], dim=2)
+            mass = math.log(o.block) + self.mass[:, None]
+            scores = torch.cat([scores[..., :tokens], scores[..., tokens:] + mass], dim=2)
             weights = scores.masked_fill(~read, -torch.inf).softmax(-1)
         else:
-            shares = gates[[BRANCHES.index(b) for b in usable]].softmax(0)
-            each = torch.stack([scores.masked_fill(~reads[b], -torch.inf).softmax(-1) for b in usable])
-            weights = (shares[..., None] * each).sum(0)
+            shares = gates[..., [BRANCHES.index(b) for b in usable]].softmax(-1)
+            each = [scores.masked_fill(~reads[b], -torch.inf).softmax(-1) for b in usable]
+            weights = (shares[..., None] * torch.stack(each, dim=2)).sum(2)
         return torch.einsum("bhs,bhsd->bhd", weights, values)
 
     def _reads(self, picked: Tensor, tokens: int, leave_out: bool) -> dict[Branch, Tensor]:
@@ -149,61 +170,65 @@ class NativeNSA(nn.Module):
             left, picked = left.masked_fill(first, -torch.inf), picked | first
         return picked.repeat_interleave(share, dim=1)
 
-    def _grown(self, x: Inputs, state: NSAState | None, seen: int) -> NSAState:
-        """The state with the new tokens: their blocks pooled, and where they fill a page, copied to the rest."""
-        size, total = self.options.block, seen + x.k.shape[2]
+    def _prepared(self, x: Inputs, state: NSAState | None) -> tuple[Tensor, Keys, Layout, NSAState]:
+        """q (X, R, T, D), what it may read, where it stands, and the state after it."""
+        size, g = self.options.block, self.geometry
         if state is None:
             none = x.k.new_empty(*x.k.shape[:2], 0, x.k.shape[3])
             state = NSAState(none, none, none, none, *wide(none, none))
-        whole, done = state.k.shape[2], state.k_slots.shape[2] * size
+        layout = Layout(state.k.shape[2] + state.k_new.shape[2], size, self.options.window)
+        near = (_recent(state.k, state.k_new, x.k, layout), _recent(state.v, state.v_new, x.v, layout))
+        after = self._grown(x, state)
+        whole = after.k_new.shape[2] // size * size
+        flat = [t.flatten(0, 1) for t in after]
+        keys = Keys(*near, *flat[:2], flat[2][:, :whole], flat[3][:, :whole], *flat[4:])
+        q = wide(x.q)[0].reshape(-1, g.heads // g.kv_heads, *x.q.shape[2:])
+        return q, keys, layout, after
+
+    def _grown(self, x: Inputs, state: NSAState) -> NSAState:
+        """The state with the new tokens: their blocks pooled, and where they fill a page, copied to the rest."""
+        size, whole, done = self.options.block, state.k.shape[2], state.k_slots.shape[2] * self.options.block
         grown = []
         for old, waiting, slots, t, pool in (
             (state.k, state.k_new, state.k_slots, x.k, self.pool_k),
             (state.v, state.v_new, state.v_slots, x.v, self.pool_v),
         ):
             waiting = torch.cat([waiting, t], dim=2)
-            if total - done >= size:
-                blocks = waiting[:, :, done - whole : total // size * size - whole].unflatten(2, (-1, size))
+            full = waiting.shape[2] // size * size
+            if whole + full > done:
+                blocks = waiting[:, :, done - whole : full].unflatten(2, (-1, size))
                 slots = torch.cat([slots, pool(*wide(blocks))], dim=2)
             if waiting.shape[2] >= max(PAGE, size):
-                full = waiting.shape[2] // size * size
                 old, waiting = torch.cat([old, waiting[:, :, :full]], dim=2), waiting[:, :, full:].clone()
             grown.append((old, waiting, slots))
         return NSAState(*(t for pair in zip(*grown, strict=True) for t in pair))
 
-    def _branches(self, q: Tensor, state: NSAState, layout: Layout, wanted: tuple[Branch, ...]) -> dict[Branch, Part]:
-        """What the wanted branches, those that have any keys, give the queries (B, H, T, D) that end the state."""
-        size, g, last = self.options.block, self.geometry, q.shape[2] - 1
-        q = (wide(q)[0] * g.scaling).reshape(-1, g.heads // g.kv_heads, *q.shape[2:])
+    def _branches(
+        self, q: Tensor, mass: Tensor, keys: Keys, layout: Layout, wanted: tuple[Branch, ...]
+    ) -> dict[Branch, Part]:
+        """What the wanted branches, those that have any keys, give the queries (X, R, T, D); see `_slot_mass`."""
+        last, q = q.shape[2] - 1, q * self.geometry.scaling
         far = layout.far_of(slice(0, last + 1), q.device)
         parts: dict[Branch, Part] = {}
         if "window" in wanted:
-            k, v = _region(state.k, state.k_new, layout.start), _region(state.v, state.v_new, layout.start)
-            parts["window"] = Part(*near_attention(q, k, v, layout), far >= 0)
+            parts["window"] = Part(*near_attention(q, keys.near_k, keys.near_v, layout), far >= 0)
         if wanted == ("window",) or not layout.far(last):
             return parts
         leave_out = self.picks > 0 and not self.gated
-        slots_k, slots_v = state.k_slots.flatten(0, 1), state.v_slots.flatten(0, 1)
-        out, lse, picked = slot_attention(q, slots_k, slots_v, layout, self.picks, leave_out)
+        out, lse, picked = slot_attention(q, keys.k_slots, keys.v_slots, layout, self.picks, leave_out)
         if self.picks:
-            tables = (_tables(state.k, state.k_new, size), _tables(state.v, state.v_new, size))
-            parts["selected"] = Part(*picked_attention(q, *tables, picked, size), far > 0)
+            tables = ((keys.k, keys.k_new), (keys.v, keys.v_new))
+            parts["selected"] = Part(*picked_attention(q, *tables, picked, layout.size), far > 0)
         if "compressed" in wanted:
-            mass = self._slot_mass().to(q.dtype).view(g.kv_heads, -1, 1).repeat(len(q) // g.kv_heads, 1, 1)
-            parts["compressed"] = Part(out, lse + mass, far > self.picks * leave_out)
+            parts["compressed"] = Part(out, lse if self.gated else lse + mass, far > self.picks * leave_out)
         return parts
 
-    def _slot_mass(self) -> Tensor:
-        """(H, 1) what is added to a slot's score for the tokens that it stands for."""
-        return math.log(self.options.block) + self.mass[:, None]
-
-    def _merged(self, parts: dict[Branch, Part], x: Inputs) -> Tensor:
-        """(X, R, T, D) the mean of the branches; zero where none has a key."""
-        if not parts:
-            return wide(x.q)[0] * 0
-        logits = torch.stack([part.lse for part in parts.values()])
+    def _merged(self, parts: dict[Branch, Part], gates: Tensor) -> Tensor:
+        """(X, R, T, D) the mean of the branches, zero where none has a key."""
         if self.gated:
-            logits = self._gate_logits(x)[[BRANCHES.index(name) for name in parts]].reshape(logits.shape)
+            logits = gates[:, :, [BRANCHES.index(name) for name in parts]].movedim(2, 0)
+        else:
+            logits = torch.stack([part.lse for part in parts.values()])
         dead = ~torch.stack([part.alive for part in parts.values()])[:, None, None]
         weights = logits.masked_fill(dead, NEVER).softmax(0).masked_fill(dead, 0)[..., None]
         outs = [part.out for part in parts.values()]
@@ -212,13 +237,18 @@ class NativeNSA(nn.Module):
             merged.addcmul_(weight, out)
         return merged
 
+    def _slot_mass(self, q: Tensor) -> Tensor:
+        """(X, R, 1) what is added to a slot's score for the tokens that it stands for."""
+        mass = math.log(self.options.block) + self.mass.to(q.dtype)
+        return mass.view(self.geometry.kv_heads, -1, 1).repeat(len(q) // self.geometry.kv_heads, 1, 1)
+
     def _gate_logits(self, x: Inputs) -> Tensor:
-        """(branches, B, H, T)."""
+        """(B, H, branches, T)."""
         if x.hidden is None:
             raise ValueError("nsa with merge: gates needs the layer's hidden states, there are none")
         (hidden,) = wide(x.hidden)
         logits = F.linear(hidden, self.gates.weight.to(hidden.dtype), self.gates.bias.to(hidden.dtype))
-        return logits.unflatten(-1, (len(BRANCHES), -1)).permute(2, 0, 3, 1)
+        return logits.unflatten(-1, (len(BRANCHES), -1)).permute(0, 3, 2, 1)
 
     def _set_gates(self, shares: Tensor) -> None:
         """Make the gates, where hidden states have no say, these shares (branches, H)."""
@@ -230,21 +260,14 @@ class NativeNSA(nn.Module):
         return x.unflatten(0, (-1, self.geometry.kv_heads)).mean((0, 3)).flatten()
 
 
-def _region(old: Tensor, new: Tensor, start: int) -> Tensor:
-    """(X, L, D) the state's tokens from `start` on."""
-    late = new[:, :, max(start - old.shape[2], 0) :]
-    return wide((torch.cat([old[:, :, start:], late], dim=2) if start < old.shape[2] else late).flatten(0, 1))[0]
+def _recent(old: Tensor, waiting: Tensor, new: Tensor, layout: Layout) -> Tensor:
+    """(X, L, D) the tokens near to any of the new ones, from the state's two parts and the new ones themselves."""
+    parts = [old[:, :, layout.start :], waiting[:, :, max(layout.start - old.shape[2], 0) :], new]
+    parts = [t for t in parts if t.shape[2]]
+    return wide((torch.cat(parts, dim=2) if len(parts) > 1 else new).flatten(0, 1))[0]
 
 
-def _tables(old: Tensor, new: Tensor, size: int) -> list[Tensor]:
-    """The state's whole blocks, (X, N_i n, D) each."""
-    return [t.flatten(0, 1) for t in (old, new[:, :, : new.shape[2] // size * size])]
-
-
-def _softmax_lse(x: Inputs, geometry: Geometry) -> Tensor:
-    """(X, R, T) the teacher's log-sum-exp, one key/value head at a time."""
-    q, k = wide(x.q, x.k)
-    q = q.reshape(-1, geometry.heads // geometry.kv_heads, *q.shape[2:]) * geometry.scaling
+def _softmax_lse(q: Tensor, k: Tensor) -> Tensor:
+    """(X, R, T) the teacher's log-sum-exp, for scaled q (X, R, T, D) and k (X, T, D), one X at a time."""
     future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
-    scores = ((a @ b.mT).masked_fill(future, -torch.inf) for a, b in zip(q, k.flatten(0, 1), strict=True))
-    return torch.stack([s.logsumexp(-1) for s in scores])
+    return torch.stack([(a @ b.mT).masked_fill(future, -torch.inf).logsumexp(-1) for a, b in zip(q, k, strict=True)])

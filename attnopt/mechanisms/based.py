@@ -92,8 +92,8 @@ def _covariance(x: Tensor) -> Tensor:
 
 
 def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """C^1/2 and C^-1/2, where directions with a millionth of the largest variance or less count as having that."""
+    """C^1/2 and C^-1/2, where no variance counts as less than a millionth, or a millionth of the largest."""
     values, vectors = torch.linalg.eigh(covariance)
-    floor = (values.amax(-1, keepdim=True) * 1e-6).clamp(min=1e-12)
+    floor = (values.amax(-1, keepdim=True) * 1e-6).clamp(min=1e-6)
     root = values.clamp(min=floor).sqrt()[:, None]
     return vectors * root @ vectors.mT, vectors / root @ vectors.mT

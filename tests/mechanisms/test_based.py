@@ -4,7 +4,6 @@ import pytest
 import torch
 from teacher import DIM, build, teacher
 
-from attnopt.mechanisms import Inputs
 from attnopt.mechanisms.based import _taylor
 
 
@@ -49,11 +48,15 @@ def test_start_scores_have_the_spread_of_the_full_ones():
     assert s.std().item() == pytest.approx((0.3 * q @ k.mT).std().item(), rel=0.1)
 
 
-def test_sums_stay_positive_in_float32_at_any_norm():
-    based = build("based", window=0).float()
-    x = teacher().map(lambda t, _: 1000 * t.float())
-    out, _ = based(Inputs(x.q, x.k, torch.ones_like(x.v)))
-    torch.testing.assert_close(out, torch.ones_like(out), rtol=0.02, atol=0)
+def test_weights_of_orthogonal_vectors_stay_near_1_in_float32_at_any_norm():
+    based = build("based", feature_dim=DIM).float()
+    with torch.no_grad():
+        based.query_weight.copy_(torch.eye(DIM))
+        based.key_weight.copy_(torch.eye(DIM))
+    q, k = torch.randn(2, 1, 4, 500, DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    k -= (q * k).sum(-1, keepdim=True) / (q * q).sum(-1, keepdim=True) * q
+    weights = (based.query_map(1000 * q.float()) * based.key_map(1000 * k.float())).sum(-1)
+    torch.testing.assert_close(weights, torch.ones_like(weights), rtol=0, atol=0.1)
 
 
 def test_dead_directions_of_a_teacher_are_no_trouble():
@@ -62,3 +65,5 @@ def test_dead_directions_of_a_teacher_are_no_trouble():
     x.k[:, 1] = 2.0
     based.fit(x)
     assert all(p.isfinite().all() for p in based.parameters())
+    assert based.query_weight.abs().max() < 100
+    assert based.key_weight.abs().max() < 100

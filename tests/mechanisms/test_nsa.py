@@ -58,19 +58,22 @@ def test_equals_its_definition_token_by_token_with_gradients(length, kv_heads, m
     assert all(g.isfinite().all() for g in got)
 
 
-@pytest.mark.parametrize("page", [1, 20, 256])
+@pytest.mark.parametrize(("page", "numbers"), [(1, 1), (20, 10**6), (256, 1000)])
 @pytest.mark.parametrize("sizes", [[1] * 70, [7] + [1] * 63, [3, 40, 1, 26], [69, 1]])
-def test_any_split_equals_the_whole(monkeypatch, sizes, page):
+def test_any_split_equals_the_whole(monkeypatch, sizes, page, numbers):
     monkeypatch.setattr(_nsa_native, "PAGE", page)
+    monkeypatch.setattr(_nsa_native, "NUMBERS", numbers)
     mechanism, x = build(), inputs(70)
     out, state = streamed(mechanism, x, sizes)
     torch.testing.assert_close(out, mechanism.reference(x))
     assert measured_bytes(state) == mechanism.state_bytes(2, 70, torch.float64)
 
 
-def test_gradients_pass_through_the_state(monkeypatch):
+@pytest.mark.parametrize("merge", ["lse", "gates"])
+def test_gradients_pass_through_the_state_and_through_a_few_heads_at_a_time(monkeypatch, merge):
     monkeypatch.setattr(_nsa_native, "PAGE", 20)
-    mechanism, x = build(), inputs(70).map(lambda t, _: t.requires_grad_())
+    monkeypatch.setattr(_nsa_native, "NUMBERS", 1000)
+    mechanism, x = build(merge=merge), inputs(70).map(lambda t, _: t.requires_grad_())
     weights = torch.randn_like(x.q)
     outs = streamed(mechanism, x, [40, 7, 1, 22])[0], mechanism.reference(x)
     got, expected = (torch.autograd.grad((o * weights).sum(), [x.q, x.k, x.v]) for o in outs)
@@ -159,7 +162,7 @@ def test_fit_starts_closer_to_the_teacher_and_depends_on_the_data_alone(merge):
 def test_the_gates_start_as_given_and_follow_the_hidden_state():
     mechanism, x = build(noise=0, merge="gates"), inputs(60)
     shares = mechanism.backend._gate_logits(x).exp()
-    for share, start in zip(shares, _nsa_native.GATES, strict=True):
+    for share, start in zip(shares.unbind(2), _nsa_native.GATES, strict=True):
         torch.testing.assert_close(share, torch.full_like(share, start))
     moved = build(noise=0.5, merge="gates")
     assert (moved(x)[0] - moved(Inputs(x.q, x.k, x.v, -x.hidden))[0]).abs().max() > 0.01

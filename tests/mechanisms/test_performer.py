@@ -53,11 +53,12 @@ def test_rows_are_orthogonal_within_blocks_and_as_long_as_normal_vectors():
 
 
 @pytest.mark.parametrize("factor", [3, 30, 1000])
-def test_a_large_future_key_moves_nothing_before_it(factor):
+def test_large_future_queries_and_keys_move_nothing_before_them(factor):
     performer, x = build("performer").float(), teacher().map(lambda t, _: t.float())
-    k = x.k.clone()
-    k[:, :, 30:] *= factor
-    before, after = (performer(Inputs(x.q, keys, x.v))[0][:, :, :30] for keys in (x.k, k))
+    q, k = x.q.clone(), x.k.clone()
+    for t in (q, k):
+        t[:, :, 30:] *= factor
+    before, after = (performer(inputs)[0][:, :, :30] for inputs in (x, Inputs(q, k, x.v)))
     assert torch.equal(before, after)
 
 

@@ -45,6 +45,26 @@ def test_fit_improves_on_the_random_start():
     assert (routing(x)[0] - softmax).norm() < 0.9 * before
 
 
+def test_fit_counts_the_last_members_only():
+    routing, x = build(window=3, clusters=2, members=2), inputs(20, batch=1)
+    routing.fit(x)
+    reached = routing._reached(x.q, x.k)
+    cluster, scores = routing.cluster(x.k)[0, 0], x.q[0, 1] @ x.k[0, 0].mT * 0.3
+    for t in (3, 9, 19):
+        p = scores[t, : t + 1].softmax(-1)
+        for c in range(2):
+            members = [s for s in range(t - 2) if cluster[s] == c][-2:]
+            torch.testing.assert_close(reached[0, 1, t - 3, c], p[members].sum())
+
+
+def test_queries_that_say_nothing_pick_the_heaviest_cluster():
+    routing, x = build(window=2, clusters=2, members=8), inputs(30)
+    k = torch.eye(8, dtype=torch.float64)[(torch.arange(30) > 2).long()].expand(2, 1, -1, -1)
+    routing.fit(Inputs(x.q.detach() * 0, k, x.v))
+    assert torch.equal(routing.pick(x.q * 0), routing.cluster(k)[:, :, -1:].expand(-1, 2, 30))
+    assert routing.cluster(k)[0, 0, -1] == 1
+
+
 def test_fit_is_a_function_of_the_data_alone():
     one, two = build(), build()
     for routing in (one, two):
