@@ -179,8 +179,8 @@ class Hybrid(Mechanism):
         From centred q (B, H, T, D) and k (B, G, T, D), of which the first few sequences are enough.
         """
         window = self.options.window
-        tokens, heads = window + FIT_TOKENS, q.shape[1]
-        q, k = q[:FIT_SEQUENCES, :, window:tokens], k[:FIT_SEQUENCES, :, :tokens]
+        q, k = q[:FIT_SEQUENCES, :, window:FIT_TOKENS], k[:FIT_SEQUENCES, :, :FIT_TOKENS]
+        heads = q.shape[1]
         weight = repeat_heads(self.centre.log_weight(k), heads)[:, :, None]
         near = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
         exact = q @ repeat_heads(k, heads).mT * self.geometry.scaling
