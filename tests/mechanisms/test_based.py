@@ -60,7 +60,7 @@ def test_weights_of_orthogonal_vectors_stay_near_1_in_float32_at_any_norm():
 
 
 def test_dead_directions_of_a_teacher_are_no_trouble():
-    based, x = build("based", feature_dim=DIM), teacher().map(lambda t, _: 100 * t)
+    based, x = build("based", feature_dim=DIM), teacher().map(lambda t, _: 1000 * t)
     x.q[..., 3] = x.k[..., 5] = 0
     x.k[:, 1] = 2.0
     based.fit(x)
