@@ -181,7 +181,7 @@ class NativeNSA(nn.Module):
         after = self._grown(x, state)
         whole = after.k_new.shape[2] // size * size
         flat = [t.flatten(0, 1) for t in after]
-        keys = Keys(*near, *flat[:2], flat[2][:, :whole], flat[3][:, :whole], *flat[4:])
+        keys = Keys(near[0], near[1], flat[0], flat[1], flat[2][:, :whole], flat[3][:, :whole], flat[4], flat[5])
         q = wide(x.q)[0].reshape(-1, g.heads // g.kv_heads, *x.q.shape[2:])
         return q, keys, layout, after
 
