@@ -18,6 +18,7 @@ from attnopt.mechanisms._centre import Centre
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
 from attnopt.ops.band import band_attention, merge, recent
 from attnopt.ops.linear import LIMIT, LinearState, linear_attention
+from attnopt.ops.pieces import Pieces
 
 SPAN = 512
 """Longer sequences are taken in spans of this many tokens, which a backward pass computes again one by one."""
@@ -79,14 +80,14 @@ class Hybrid(Mechanism):
     def extend(self, x: Inputs, state: HybridState | None = None) -> tuple[Tensor, State]:
         if x.q.shape[2] <= SPAN:
             return self._extend(x.q, x.k, x.v, state)
-        outs = []
+        pieces = Pieces(x.q.shape[2])
         for q, k, v in zip(x.q.split(SPAN, 2), x.k.split(SPAN, 2), x.v.split(SPAN, 2), strict=True):
             if torch.is_grad_enabled():
                 out, state = checkpoint(self._extend, q, k, v, state, use_reentrant=False, preserve_rng_state=False)
             else:
                 out, state = self._extend(q, k, v, state)
-            outs.append(out)
-        return torch.cat(outs, dim=2), state
+            pieces.add(out)
+        return pieces.joined()[0], state
 
     def _extend(self, q: Tensor, k: Tensor, v: Tensor, state: HybridState | None) -> tuple[Tensor, HybridState]:
         far = None
@@ -179,8 +180,8 @@ class Hybrid(Mechanism):
         From centred q (B, H, T, D) and k (B, G, T, D), of which the first few sequences are enough.
         """
         window = self.options.window
-        q, k = q[:FIT_SEQUENCES, :, window:FIT_TOKENS], k[:FIT_SEQUENCES, :, :FIT_TOKENS]
-        heads = q.shape[1]
+        tokens, heads = window + FIT_TOKENS, q.shape[1]
+        q, k = q[:FIT_SEQUENCES, :, window:tokens], k[:FIT_SEQUENCES, :, :tokens]
         weight = repeat_heads(self.centre.log_weight(k), heads)[:, :, None]
         near = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
         exact = q @ repeat_heads(k, heads).mT * self.geometry.scaling

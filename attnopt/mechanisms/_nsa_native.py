@@ -193,14 +193,14 @@ class NativeNSA(nn.Module):
             (state.k, state.k_new, state.k_slots, x.k, self.pool_k),
             (state.v, state.v_new, state.v_slots, x.v, self.pool_v),
         ):
-            waiting = torch.cat([waiting, t], dim=2)
-            full = waiting.shape[2] // size * size
+            joined = torch.cat([waiting, t], dim=2) if waiting.shape[2] else t
+            full = joined.shape[2] // size * size
             if whole + full > done:
-                blocks = waiting[:, :, done - whole : full].unflatten(2, (-1, size))
+                blocks = joined[:, :, done - whole : full].unflatten(2, (-1, size))
                 slots = torch.cat([slots, pool(*wide(blocks))], dim=2)
-            if waiting.shape[2] >= max(PAGE, size):
-                old, waiting = torch.cat([old, waiting[:, :, :full]], dim=2), waiting[:, :, full:].clone()
-            grown.append((old, waiting, slots))
+            if joined.shape[2] >= max(PAGE, size):
+                old, joined = torch.cat([old, joined[:, :, :full]], dim=2), joined[:, :, full:].clone()
+            grown.append((old, joined.clone() if joined is t else joined, slots))
         return NSAState(*(t for pair in zip(*grown, strict=True) for t in pair))
 
     def _branches(

@@ -105,7 +105,7 @@ class _Slots(torch.autograd.Function):
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:3])
         picked = torch.full((len(q), q.shape[2], picks), -1, device=q.device)
         for now, width in _chunks(q, k, layout):
-            scores = _slot_scores(q[:, :, now], k[:, :width], layout.far_of(now, q.device))
+            scores = _slot_scores(q[:, :, now], k[:, :width], layout, now)
             if picks:
                 picked[:, now] = _pick(_importance(scores), picks)
             if leave_out:
@@ -124,7 +124,7 @@ class _Slots(torch.autograd.Function):
         d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for now, width in _chunks(q, k, ctx.layout):
             q_now, d_now = q[:, :, now], d_out[:, :, now]
-            scores = _slot_scores(q_now, k[:, :width], ctx.layout.far_of(now, q.device))
+            scores = _slot_scores(q_now, k[:, :width], ctx.layout, now)
             _drop(scores, dropped[:, now])
             weights = scores.softmax(-1)
             d_v[:, :width] += _summed(weights, d_now)
@@ -149,11 +149,11 @@ def _chunks(q: Tensor, k: Tensor, layout: Layout) -> Iterator[tuple[slice, int]]
         yield slice(start, stop), most if k.shape[1] <= GROUP else -(-most // GROUP) * GROUP
 
 
-def _slot_scores(q: Tensor, k: Tensor, far: Tensor) -> Tensor:
-    """(X, R, T, N) scores of q (X, R, T, D) with k (X, N, D), NEVER from each query's `far` (T,) on."""
+def _slot_scores(q: Tensor, k: Tensor, layout: Layout, now: slice) -> Tensor:
+    """(X, R, T, N) scores of the queries `now`, (X, R, T, D), with k (X, N, D), NEVER for slots that are not far."""
     scores = _times(q, k.transpose(1, 2))
-    sure = int(far[0])
-    unread = torch.arange(sure, k.shape[1], device=k.device) >= far[:, None]
+    sure = layout.far(now.start)
+    unread = torch.arange(sure, k.shape[1], device=k.device) >= layout.far_of(now, k.device)[:, None]
     scores[..., sure:].masked_fill_(unread, NEVER)
     return scores
 

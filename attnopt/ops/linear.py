@@ -15,6 +15,8 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attnopt.ops.pieces import Pieces
+
 CHUNK = 64
 CPU_ROWS, ROWS = 2**12, 2**18
 """Rows (tokens x heads x sequences) handled at a time: on a CPU what a core's cache holds, else to bound memory."""
@@ -61,14 +63,14 @@ def linear_attention(
     """
     rows = (CPU_ROWS if q.is_cpu else ROWS) // (q.shape[0] * q.shape[1])
     segment = max(CHUNK, rows // CHUNK * CHUNK)
-    outs, norms = [], []
+    pieces = Pieces(q.shape[2])
     for q_part, k_part, v_part in zip(q.split(segment, 2), k.split(segment, 2), v.split(segment, 2), strict=True):
         phi_q, phi_k = maps[0](q_part), maps[1](k_part)
         out, norm, state = _features(phi_q, phi_k, v_part.to(phi_k), state or empty_state(phi_k, v))
-        outs.append(out)
-        norms.append(norm)
+        pieces.add(out, norm)
     assert state is not None
-    return (outs[0], norms[0], state) if len(outs) == 1 else (torch.cat(outs, 2), torch.cat(norms, 2), state)
+    out, norm = pieces.joined()
+    return out, norm, state
 
 
 def absorb(k: Tensor, v: Tensor, state: LinearState) -> LinearState:

@@ -104,6 +104,15 @@ def test_fitted_far_part_beats_its_window_alone(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_fit_on_a_part_of_the_data_is_finite_and_close_to_the_fit_on_all(kind, monkeypatch):
+    whole, part = build(kind, window=16), build(kind, window=16)
+    whole.fit(teacher())
+    monkeypatch.setattr(_hybrid, "FIT_TOKENS", 12)
+    part.fit(teacher())
+    torch.testing.assert_close(part.log_mass, whole.log_mass, rtol=0, atol=0.3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_fit_on_sequences_within_the_window_leaves_the_mass(kind):
     mechanism = build(kind, window=LENGTH)
     mechanism.fit(teacher())
