@@ -55,6 +55,14 @@ def sample(variant: VariantName) -> None:
 
 
 @app.command()
+def machine() -> None:
+    """Write down the hardware at hand, which the bench depends on (data/machine.json)."""
+    from stages import machine as stage
+
+    stage.run()
+
+
+@app.command()
 def bench(
     variant: Annotated[str | None, typer.Argument(help="A name from `variants` in params.yaml.")] = None,
     mechanism: Annotated[str | None, typer.Option(help="Measure a mechanism alone, and print a table.")] = None,

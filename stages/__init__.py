@@ -4,5 +4,6 @@ from pathlib import Path
 
 CORPUS = Path("data/corpus")
 TEACHER = Path("data/teacher")
+MACHINE = Path("data/machine.json")
 MODELS = Path("models")
 RESULTS = Path("results")
