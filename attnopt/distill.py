@@ -130,13 +130,13 @@ class Trainer:
         p = self.params
         rows = batch_rows(len(self.blocks), p.batch, step, self.seed)
         ids = torch.from_numpy(self.blocks[rows].astype(np.int64)).to(self.device)
-        theirs = self.material.hidden("train", rows, ids)[:, :-1].flatten(0, 1)
+        targets = self.material.targets("train", rows, ids, step)
         spec = LossSpec(p.kl, p.ce_weight, p.temperature, p.loss_chunk)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * schedule(step, self.steps, p.warmup)
         with autocast(self.device, self.dtype):
             ours = hidden_states(self.student, ids)[:, :-1].flatten(0, 1)
-            loss, kl = distillation_loss(ours, self.head, theirs, self.teacher_head, ids[:, 1:].flatten(), spec)
+            loss, kl = distillation_loss(ours, self.head, targets, ids[:, 1:].flatten(), spec)
         for mechanism in mechanisms_of(self.student):
             if (penalty := mechanism.penalty()) is not None:
                 loss = loss + penalty

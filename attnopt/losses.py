@@ -6,6 +6,11 @@ loss is tau^2 * divergence + ce_weight * CE, a mean over tokens (never over sequ
     forward  KL(p || q)                     q - p
     reverse  KL(q || p)                     q (log q - log p - KL)
     jsd      KL(p || m) / 2 + KL(q || m) / 2, m = (p + q) / 2       q (log q - log m - KL(q || m)) / 2
+
+Of a sparse teacher only forward KL is defined: the others weigh tokens by the student, which the teacher did not keep.
+With a tail, all tokens that were not kept are one bucket of both distributions, P and Q there:
+
+    forward  sum p log(p / q) + P log(P / Q)        q - p of a kept token, q (1 - P / Q) of another
 """
 
 import math
@@ -14,17 +19,27 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from attnopt.errors import UserError
 from attnopt.mechanisms.base import wide
+from attnopt.targets import DenseTargets, SparseTargets, Targets
 from attnopt.teacher import Head
 
 Divergence = Literal["forward", "reverse", "jsd"]
+Term = Literal["forward", "reverse", "jsd", "none"]
+CACHE = 2**20
+"""Bytes of logits that the passes over the vocabulary take at a time on a CPU: what stays in its cache."""
 
 
 class LossSpec(NamedTuple):
-    kl: Divergence = "forward"
+    kl: Term = "forward"
+    """none: the loss is cross-entropy alone, and the divergence that is reported the forward one."""
     ce_weight: float = 0.0
     temperature: float = 1.0
-    chunk: int = 64
+    chunk: int = 256
+
+    @property
+    def reported(self) -> Divergence:
+        return "forward" if self.kl == "none" else self.kl
 
 
 def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
@@ -41,6 +56,21 @@ def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence) -> tuple[Tensor, 
     return (to_p + to_q) / 2, q * (log_q - log_m - to_q[:, None]) / 2
 
 
+def sparse_divergence(targets: SparseTargets, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward KL from a sparse teacher, as `divergence`; without a tail the missing tokens have probability 0."""
+    ids, p = targets.ids, targets.p.to(log_q.dtype)
+    log_kept, q = log_q.gather(-1, ids), log_q.exp()
+    negative_entropy = torch.xlogy(p, p).sum(-1) if targets.entropy is None else -targets.entropy.to(q.dtype)
+    value = negative_entropy - (p * log_kept).sum(-1)
+    if targets.tail is None:
+        return value, q.mul_(p.sum(-1, keepdim=True)).scatter_add_(-1, ids, -p)
+    tail = targets.tail.to(q.dtype)
+    rest = q.scatter(-1, ids, 0).sum(-1).clamp_min(torch.finfo(q.dtype).tiny)
+    value += torch.xlogy(tail, tail) - tail * rest.log()
+    grad = q.mul_(1 - (tail / rest)[:, None])
+    return value, grad.scatter_(-1, ids, log_kept.exp() - p)
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Computes the gradients chunk by chunk in forward, so that backward only scales them."""
 
@@ -51,40 +81,61 @@ class _ChunkedLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         scale: float,
-        teacher_hidden: Tensor,
-        teacher: Head,
-        targets: Tensor,
+        targets: Targets,
+        labels: Tensor,
         spec: LossSpec,
     ) -> tuple[Tensor, Tensor]:
-        tokens, tau = len(hidden), spec.temperature
+        tokens = len(hidden)
         inputs = zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
         grads = [torch.zeros_like(t) if t is not None and needed else None for t, needed in inputs]
-        student, teacher = Head(weight, bias, scale).to(_dtype(hidden)), teacher.to(_dtype(hidden))
-        loss = kl = torch.zeros((), device=hidden.device)
+        student, targets = Head(weight, bias, scale).to(_dtype(hidden)), targets.cast(_dtype(hidden))
+        sums = torch.zeros(2, dtype=wide(hidden)[0].dtype, device=hidden.device)
         for i in range(0, tokens, spec.chunk):
             part = slice(i, i + spec.chunk)
-            logits, log_p = student(hidden[part]), _log_softmax(teacher(teacher_hidden[part]), tau)
-            log_q = _log_softmax(logits, tau)
-            value, grad = divergence(log_p, log_q, spec.kl)
-            kl = kl + value.sum()
-            loss = loss + tau**2 * value.sum()
-            grad *= tau
-            if spec.ce_weight:
-                log_1 = log_q if tau == 1 else _log_softmax(logits, 1)
-                loss = loss - spec.ce_weight * log_1.gather(-1, targets[part, None]).sum()
-                grad += spec.ce_weight * log_1.exp()
-                grad.scatter_add_(-1, targets[part, None], torch.full_like(grad[:, :1], -spec.ce_weight))
-            grad *= scale / tokens
-            _accumulate(grads, part, grad.to(student.weight.dtype), hidden[part], student.weight, scale)
+            logits, theirs = student(hidden[part]), targets[part]
+            for rows in _rows(logits):
+                values, grad = _loss(logits[rows], theirs[rows], labels[part][rows], spec)
+                sums += values
+                logits[rows] = grad.mul_(scale / tokens)
+            _accumulate(grads, part, logits, hidden[part], student.weight, scale)
         ctx.save_for_backward(*(g for g in grads if g is not None))
         ctx.filled = [g is not None for g in grads]
-        return loss / tokens, kl / tokens
+        loss, kl = sums / tokens
+        return loss, kl
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         grads = [next(saved) * grad_loss if filled else None for filled in ctx.filled]
-        return (*grads, None, None, None, None, None)
+        return (*grads, None, None, None, None)
+
+
+def _rows(logits: Tensor) -> list[slice]:
+    """How the passes over the vocabulary cut a chunk: on a CPU into pieces that its cache holds."""
+    n, vocab = logits.shape
+    step = n if logits.is_cuda else max(1, CACHE // (4 * vocab))
+    return [slice(i, i + step) for i in range(0, n, step)]
+
+
+def _loss(
+    logits: Tensor, theirs: DenseTargets | SparseTargets, labels: Tensor, spec: LossSpec
+) -> tuple[Tensor, Tensor]:
+    """The sums over some tokens of (loss, divergence), and the loss's gradient to the logits, in at least float32."""
+    tau, weight, trained = spec.temperature, spec.ce_weight, spec.kl != "none"
+    log_q = _log_softmax(logits, tau)
+    if isinstance(theirs, SparseTargets):
+        value, grad = sparse_divergence(theirs, log_q)
+    else:
+        value, grad = divergence(_log_softmax(theirs.logits, tau), log_q, spec.reported)
+    kl = value.sum()
+    loss = tau**2 * kl * trained
+    grad = grad.mul_(tau * trained)
+    if weight:
+        log_1 = log_q if tau == 1 else _log_softmax(logits, 1)
+        loss = loss - weight * log_1.gather(-1, labels[:, None]).sum()
+        grad.add_(log_1.exp(), alpha=weight)
+        grad.scatter_add_(-1, labels[:, None], torch.full_like(grad[:, :1], -weight))
+    return torch.stack([loss, kl]), grad
 
 
 def _dtype(hidden: Tensor) -> torch.dtype:
@@ -104,33 +155,61 @@ def _accumulate(grads: list, part: slice, grad: Tensor, hidden: Tensor, weight: 
     if grads[0] is not None:
         grads[0][part] = grad @ weight
     if grads[1] is not None:
-        grads[1] += grad.T @ hidden.to(grad.dtype)
+        if grad.dtype == grads[1].dtype:
+            grads[1].addmm_(grad.T, hidden)
+        else:
+            grads[1] += grad.T @ hidden.to(grad.dtype)
     if grads[2] is not None:
         grads[2] += grad.sum(0) / scale
 
 
+def refuse_undefined(spec: LossSpec) -> None:
+    """Raises UserError where the loss needs more of the teacher than a sparse form keeps."""
+    if spec.kl in ("reverse", "jsd"):
+        raise UserError(f"distill.kl: {spec.kl} needs the whole distribution of the teacher; a sparse one has forward")
+    if spec.temperature != 1:
+        raise UserError(f"distill.temperature: {spec.temperature} needs the teacher's whole distribution; 1 does not")
+
+
 def distillation_loss(
-    hidden: Tensor, head: Head, teacher_hidden: Tensor, teacher: Head, targets: Tensor, spec: LossSpec
+    hidden: Tensor, head: Head, targets: Targets, labels: Tensor, spec: LossSpec
 ) -> tuple[Tensor, Tensor]:
     """The loss and its divergence part, both means over tokens.
 
     Args:
-        hidden, teacher_hidden: (N, C) final hidden states that predict `targets` (N,), positions aligned.
-        head, teacher: their maps to logits.
+        hidden: (N, C) final hidden states of the student that predict `labels` (N,).
+        head: its map to logits.
+        targets: the teacher's distributions at the same N positions.
     Returns: scalars: the differentiable loss; the plain divergence in nats per token (at spec.temperature).
+    Raises: UserError where targets are sparse and the loss is not defined on them.
     """
-    args = (head.scale, teacher_hidden, teacher, targets, spec)
-    return _ChunkedLoss.apply(hidden, head.weight, head.bias, *args)
+    assert len(hidden) == len(targets) == len(labels)
+    if isinstance(targets, SparseTargets):
+        refuse_undefined(spec)
+    return _ChunkedLoss.apply(hidden, head.weight, head.bias, head.scale, targets, labels, spec)
 
 
 def distillation_loss_reference(
-    hidden: Tensor, head: Head, teacher_hidden: Tensor, teacher: Head, targets: Tensor, spec: LossSpec
+    hidden: Tensor, head: Head, targets: Targets, labels: Tensor, spec: LossSpec
 ) -> tuple[Tensor, Tensor]:
     """The same with all logits at once and autograd's own gradients."""
-    tau = spec.temperature
+    tau, theirs = spec.temperature, targets[:]
     logits = head(hidden)
     log_q = torch.log_softmax(logits / tau, -1)
-    log_p = torch.log_softmax(teacher(teacher_hidden) / tau, -1)
-    value = divergence(log_p, log_q, spec.kl)[0].mean()
-    ce = torch.nn.functional.cross_entropy(logits, targets)
-    return tau**2 * value + spec.ce_weight * ce, value
+    if isinstance(theirs, SparseTargets):
+        value = _sparse_reference(theirs, log_q).mean()
+    else:
+        value = divergence(torch.log_softmax(theirs.logits / tau, -1), log_q, spec.reported)[0].mean()
+    ce = spec.ce_weight * torch.nn.functional.cross_entropy(logits, labels)
+    return ce if spec.kl == "none" else tau**2 * value + ce, value
+
+
+def _sparse_reference(targets: SparseTargets, log_q: Tensor) -> Tensor:
+    """Forward KL (N,) over the tokens that were kept and, where there is a tail, the sum of all others."""
+    p, kept = targets.p, log_q.gather(-1, targets.ids)
+    cross = -(p * kept).sum(-1)
+    entropy = -torch.xlogy(p, p).sum(-1) if targets.entropy is None else targets.entropy
+    if targets.tail is not None:
+        cross = cross - targets.tail * (1 - kept.exp().sum(-1)).log()
+        entropy = entropy - torch.xlogy(targets.tail, targets.tail)
+    return cross - entropy
