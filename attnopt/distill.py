@@ -1,45 +1,60 @@
-"""The one trainer of all variants: AdamW on KL per token, resumable to the bit."""
+"""The one trainer of all variants: its stages in turn, each AdamW on an objective, resumable to the bit."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from attnopt import evaluate, mechanisms
+from attnopt import evaluate, mechanisms, processes
 from attnopt import student as students
 from attnopt.checkpoint import Checkpoint
 from attnopt.conformance import leak
-from attnopt.device import autocast, memory, precision, resolve
+from attnopt.device import memory, precision, resolve
 from attnopt.errors import RunError, UserError
 from attnopt.hf.attach import mechanisms_of
-from attnopt.losses import LossSpec, distillation_loss
+from attnopt.hf.delta import changed
+from attnopt.journal import Journal
 from attnopt.material import Material
-from attnopt.params import DistillParams, Variant
-from attnopt.teacher import head_of, hidden_states
+from attnopt.objectives import OBJECTIVES, Objective
+from attnopt.params import DistillParams, Seeds, StageParams, Variant
+from attnopt.student import Trainable
+from attnopt.teacher import head_of
 
-HISTORY = (
-    "step", "tokens", "loss", "kl", "valid_kl", "lr", "grad_norm", "tokens_per_s", "wall_s", "cpu_s",
-    "rss_mib", "gpu_allocated_mib", "gpu_reserved_mib",
-)  # fmt: skip
-COEFFICIENTS = ("step", "layer", "head", "name", "value")
+Part = tuple[Tensor, Any]
+"""Blocks (b, T) of token ids, and what the teacher says of them where the objective asks."""
 
 
 @dataclass
-class Log:
-    """The rows of history.csv and coefficients.csv, and the time spent, across resumptions."""
+class Stage:
+    """A stage while it runs.
 
-    history: list[dict[str, Any]] = field(default_factory=list)
-    coefficients: list[dict[str, Any]] = field(default_factory=list)
-    kl: dict[str, float] = field(default_factory=dict)
-    wall: float = 0.0
-    cpu: float = 0.0
+    Attributes:
+        before: steps of the stages before it. step: its own steps so far. module: the objective, wrapped for several
+        processes. best: the lowest validation KL so far and the parameters then; since: looks without a new one.
+    """
+
+    objective: Objective
+    params: StageParams
+    steps: int
+    before: int
+    module: nn.Module
+    trainable: Trainable
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    best: tuple[float, dict[str, Tensor]] | None = None
+    since: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.objective.name
 
 
 class Trainer:
@@ -54,38 +69,41 @@ class Trainer:
         self,
         material: Material,
         variant: Variant,
-        seed: int,
+        seeds: Seeds,
         checkpoint: Checkpoint | None = None,
         progress: Callable[[int, int, dict], None] = lambda *_: None,
     ):
-        self.material, self.variant, self.seed = material, variant, seed
+        self.material, self.variant, self.seeds = material, variant, seeds
         self.checkpoint, self.progress = checkpoint, progress
         self.params: DistillParams = variant.distill
-        self.device = resolve(self.params.device)
+        self.group = processes.join(resolve(self.params.device))
+        self.device = getattr(self.group, "device", resolve(self.params.device))
         self.dtype = precision(self.params.precision, self.device)
         material.teacher.to(self.device)
-        self.student = students.build(material.teacher, variant, seed).to(self.device)
+        self.student = students.build(material.teacher, variant, seeds.features).to(self.device)
         refuse_leaks(self.student)
         self.teacher_head, self.head = head_of(material.teacher), head_of(self.student)
-        self.own, self.others = students.choose_trainable(self.student, self.params.train)
         self.blocks = material.blocks["train"]
-        self.steps = total_steps(self.params, len(self.blocks)) if self.own or self.others else 0
-        self.log = Log()
+        self.plan = self._plan()
+        self.steps = sum(self.plan.values())
+        self.journal = Journal()
 
     def run(self) -> Any:
         """Train to the end, from the last checkpoint where there is one; returns the student."""
-        optimizer = self._optimizer()
-        first = self._resume(optimizer)
-        self._start = (time.perf_counter() - self.log.wall, time.process_time() - self.log.cpu)
-        for step in range(first, self.steps):
-            loss, kl, norm = self._step(optimizer, step)
-            self._check_finite(loss, norm, step)
-            if (step + 1) % self.params.log_every == 0 or step + 1 == self.steps:
-                self._record(step + 1, loss, kl, norm, optimizer)
-            if (step + 1) % self.params.checkpoint_every == 0 or step + 1 == self.steps:
-                self._save(step + 1, optimizer)
-        self.log.wall, self.log.cpu = self._spent()
-        self.log.kl["end"] = self.valid_kl() if self.steps else self.log.kl["start"]
+        state = self.checkpoint.load() if self.checkpoint else None
+        before = 0
+        if state is None:
+            self._begin()
+        else:
+            self.journal, before = Journal(**state["journal"]), state["before"]
+        names = list(self.plan)
+        for name in names[names.index(state["stage"]) if state else 0 :]:
+            stage = self._start(name, before, state)
+            self._train(stage)
+            self._finish(stage)
+            before, state = before + stage.step, None
+        self.steps = before
+        self.journal.pause()
         return self.student
 
     def valid_kl(self) -> float:
@@ -96,89 +114,196 @@ class Trainer:
         return float(tokens["kl_forward"].mean(dtype=np.float64))
 
     def record(self) -> dict[str, Any]:
-        """What the run was and cost: budget, KL before and after, parameters, time."""
-        p, trained = self.params, (*self.own.values(), *self.others.values())
-        tokens = self.steps * p.batch * (self.blocks.shape[1] - 1)
+        """What the run was and cost: budget, KL before and after, parameters, floating-point operations, time."""
+        journal, tokens = self.journal, self.tokens(self.steps)
         return {
             "control": mechanisms.load(self.variant.kind).control,
-            "budget": p.model_dump() | {"steps": self.steps, "tokens": tokens, "block": self.blocks.shape[1]},
+            "start": self.variant.weights,
+            "data_seed": self.seeds.data,
+            "features_seed": self.seeds.features,
+            "budget": self.params.model_dump() | {"steps": self.steps, "tokens": tokens, "block": self.blocks.shape[1]},
             "precision": str(self.dtype).removeprefix("torch."),
-            "kl_start_unfitted": self.log.kl["unfitted"],
-            "kl_start": self.log.kl["start"],
-            "kl_end": self.log.kl["end"],
-            "trained_parameters": sum(t.numel() for t in trained) if self.steps else 0,
+            "processes": self.group.size,
+            "kl_start_unfitted": journal.kl["unfitted"],
+            "kl_start": journal.kl["start"],
+            "kl_end": journal.stages[-1]["kl_end"] if journal.stages else journal.kl["start"],
+            "stages": journal.stages,
+            "flops": sum(stage["flops"] for stage in journal.stages),
+            "trained_parameters": max((stage["trained_parameters"] for stage in journal.stages), default=0),
             "total_parameters": sum(t.numel() for t in self.student.parameters()),
-            "seconds": round(self.log.wall, 2),
-            "cpu_seconds": round(self.log.cpu, 2),
-            "tokens_per_s": round(tokens / self.log.wall, 1) if self.steps else None,
+            "seconds": round(journal.wall, 2),
+            "cpu_seconds": round(journal.cpu, 2),
+            "tokens_per_s": round(tokens / journal.wall, 1) if self.steps else None,
         }
 
-    def _optimizer(self) -> torch.optim.Optimizer | None:
-        p = self.params
-        groups = [
-            {"params": list(self.own.values()), "lr": p.mechanism_lr or p.lr},
-            {"params": list(self.others.values()), "lr": p.lr},
-        ]
-        groups = [g for g in groups if g["params"]]
-        if not groups:
-            return None
-        for group in groups:
-            group["peak"] = group["lr"]
-        return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=p.weight_decay, fused=True)
+    def tokens(self, steps: int) -> int:
+        """Predicted tokens in so many steps."""
+        return steps * self.params.batch * (self.blocks.shape[1] - 1)
 
-    def _step(self, optimizer: Any, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _plan(self) -> dict[str, int]:
+        """Steps by stage, for the stages that have any and something to train."""
+        plan = {}
+        for name in OBJECTIVES:
+            steps = total_steps(self.variant.stage(name), self.params.batch, len(self.blocks))
+            if steps and self._objective(name).trainable().parameters():
+                plan[name] = steps
+        return plan
+
+    def _objective(self, name: str) -> Objective:
+        return OBJECTIVES[name](self.student, self.material, self.variant, self.dtype)
+
+    def _begin(self) -> None:
+        self.journal.kl["unfitted"] = self.valid_kl()
+        if self.params.fit:
+            students.fit(self.student, self.material.teacher, self.blocks[: self.params.fit_blocks])
+        self.journal.kl["start"] = self.valid_kl()
+        self.journal.coefficients += list(self._coefficients(0))
+        self.journal.go_on()
+
+    def _start(self, name: str, before: int, state: dict[str, Any] | None) -> Stage:
+        objective = self._objective(name)
+        trainable = objective.begin()
+        params: StageParams = self.variant.stage(name)
+        optimizer = make_optimizer(trainable, params, self.params.weight_decay)
+        module: Any = torch.compile(objective) if self.params.compile else objective
+        stage = Stage(objective, params, self.plan[name], before, module, trainable, optimizer)
+        if state is not None:
+            self.student.load_state_dict(state["student"], strict=False)
+            optimizer.load_state_dict(state["optimizer"])
+            stage.step, stage.best, stage.since = state["step"], state["best"], state["since"]
+        stage.module = self.group.wrap(stage.module)
+        return stage
+
+    def _train(self, stage: Stage) -> None:
         p = self.params
-        rows = batch_rows(len(self.blocks), p.batch, step, self.seed)
-        ids = torch.from_numpy(self.blocks[rows].astype(np.int64)).to(self.device)
-        targets = self.material.targets("train", rows, ids, step)
-        spec = LossSpec(p.kl, p.ce_weight, p.temperature, p.loss_chunk)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * schedule(step, self.steps, p.warmup)
-        with autocast(self.device, self.dtype):
-            ours = hidden_states(self.student, ids)[:, :-1].flatten(0, 1)
-            loss, kl = distillation_loss(ours, self.head, targets, ids[:, 1:].flatten(), spec)
-        for mechanism in mechanisms_of(self.student):
-            if (penalty := mechanism.penalty()) is not None:
-                loss = loss + penalty
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_((*self.own.values(), *self.others.values()), p.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), kl.detach(), norm
+        for parts in self._batches(stage):
+            loss, kl, norm = self._step(stage, parts)
+            stage.step += 1
+            end = stage.step == stage.steps
+            self._check_finite(loss, norm, stage.before + stage.step)
+            if stage.step % p.log_every == 0 or end:
+                self._record(stage, loss, kl, norm)
+            stop = p.patience is not None and stage.since >= p.patience
+            if stage.step % p.checkpoint_every == 0 or end or stop:
+                self._save(stage)
+            if stop:
+                break
+
+    def _batches(self, stage: Stage) -> Iterator[list[Part]]:
+        """The parts of each step's batch; on a GPU read one step ahead, while it computes."""
+        steps = range(stage.step, stage.steps)
+        fetch = partial(self._fetch, stage)
+        if self.device.type != "cuda":
+            yield from map(fetch, steps)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            ahead = [pool.submit(fetch, step) for step in steps[:1]]
+            for step in steps:
+                parts = ahead.pop().result()
+                ahead = [pool.submit(fetch, step + 1)] if step + 1 in steps else []
+                yield parts
+
+    def _fetch(self, stage: Stage, step: int) -> list[Part]:
+        """This process' share of a step's blocks, in as many parts as `accumulate` says."""
+        p, at = self.params, stage.before + step
+        share = batch_rows(len(self.blocks), p.batch, at, self.seeds.data)[self.group.rank :: self.group.size]
+        parts = []
+        for rows in np.array_split(share, p.accumulate):
+            ids = torch.from_numpy(self.blocks[rows].astype(np.int64))
+            ids = (ids.pin_memory() if self.device.type == "cuda" else ids).to(self.device, non_blocking=True)
+            wanted = stage.objective.needs_targets
+            parts.append((ids, self.material.targets("train", rows, ids, at) if wanted else None))
+        return parts
+
+    def _step(self, stage: Stage, parts: list[Part]) -> tuple[Tensor, Tensor | None, Tensor]:
+        """One update; returns the loss, the divergence where there is one, and the gradient's norm, on the device."""
+        for group in stage.optimizer.param_groups:
+            group["lr"] = group["peak"] * schedule(stage.step, stage.steps, stage.params.warmup)
+        counts = stage.name not in self.journal.flops
+        counter = FlopCounterMode(display=False)
+        with counter if counts else nullcontext():
+            found = [self._backward(stage, part, len(parts), i + 1 == len(parts)) for i, part in enumerate(parts)]
+        if counts:
+            self.journal.flops[stage.name] = counter.get_total_flops() * self.group.size
+        norm = nn.utils.clip_grad_norm_(stage.trainable.parameters(), self.params.clip)
+        stage.optimizer.step()
+        stage.optimizer.zero_grad(set_to_none=True)
+        losses, kls = zip(*found, strict=True)
+        return torch.stack(losses).mean(), None if kls[0] is None else torch.stack(kls).mean(), norm
+
+    def _backward(self, stage: Stage, part: Part, parts: int, last: bool) -> tuple[Tensor, Tensor | None]:
+        with nullcontext() if last else self.group.without_sync(stage.module):
+            loss, kl = stage.module(*part)
+            (loss / parts).backward()
+        return loss.detach(), None if kl is None else kl.detach()
 
     def _check_finite(self, loss: Tensor, norm: Tensor, step: int) -> None:
         """On a GPU only where the log is written anyway: a look at every step would make it wait."""
-        looks = self.device.type == "cpu" or (step + 1) % self.params.log_every == 0
+        looks = self.device.type == "cpu" or step % self.params.log_every == 0
         if looks and not (math.isfinite(float(loss)) and math.isfinite(float(norm))):
             saved = self.checkpoint and self.checkpoint.load()
-            last = f"step {saved['step']} ({self.checkpoint.file})" if saved and self.checkpoint else "none"
+            at = f"step {saved['before'] + saved['step']}" if saved else ""
+            last = f"{at} ({self.checkpoint.file})" if saved and self.checkpoint else "none"
             raise RunError(
-                f"{self.variant.name}, seed {self.seed}: the loss is {float(loss)} and its gradient norm {float(norm)} "
-                f"at step {step + 1}; last good checkpoint: {last}; a lower distill.lr may help"
+                f"{self.variant.name}, seed {self.seeds.run}: the loss is {float(loss)} and its gradient norm "
+                f"{float(norm)} at step {step}; last good checkpoint: {last}; a lower learning rate may help"
             )
 
-    def _record(self, step: int, loss: Tensor, kl: Tensor, norm: Tensor, optimizer: Any) -> None:
-        p = self.params
-        looks = step % p.valid_every == 0 or step == self.steps
-        valid = round(self.valid_kl(), 6) if looks else None
-        wall, cpu = self._spent()
-        tokens = step * p.batch * (self.blocks.shape[1] - 1)
+    def _record(self, stage: Stage, loss: Tensor, kl: Tensor | None, norm: Tensor) -> None:
+        looks = stage.step % self.params.valid_every == 0 or stage.step == stage.steps
+        valid = self._look(stage) if looks else None
+        wall, cpu = self.journal.pause()
+        step = stage.before + stage.step
         row = {
+            "stage": stage.name,
             "step": step,
-            "tokens": tokens,
-            "loss": round(float(loss), 6),
-            "kl": round(float(kl), 6),
-            "valid_kl": valid,
-            "lr": optimizer.param_groups[-1]["lr"],
+            "tokens": self.tokens(step),
+            "loss": round(float(self.group.mean(loss)), 6),
+            "kl": None if kl is None else round(float(self.group.mean(kl)), 6),
+            "valid_kl": None if valid is None else round(valid, 6),
+            "lr": stage.optimizer.param_groups[-1]["lr"],
             "grad_norm": round(float(norm), 6),
-            "tokens_per_s": round(tokens / wall, 1),
+            "tokens_per_s": round(self.tokens(step) / wall, 1),
             "wall_s": round(wall, 3),
             "cpu_s": round(cpu, 3),
             **memory(self.device),
         }
-        self.log.history.append(row)
-        self.log.coefficients += list(self._coefficients(step))
+        self.journal.history.append(row)
+        self.journal.coefficients += list(self._coefficients(step))
         self.progress(step, self.steps, row)
+
+    def _look(self, stage: Stage) -> float:
+        """The validation KL; where the best is to be kept, it is kept here."""
+        valid = self.valid_kl()
+        if self.params.patience is not None:
+            stage.since += 1
+            if stage.best is None or valid < stage.best[0]:
+                kept = {name: t.detach().clone() for name, t in stage.trainable.named().items()}
+                stage.best, stage.since = (valid, kept), 0
+        return valid
+
+    def _finish(self, stage: Stage) -> None:
+        """Put the best parameters back where they were kept, end the stage and write its row."""
+        seconds = self.journal.pause()[0] - sum(s["seconds"] for s in self.journal.stages)
+        if stage.best is not None:
+            with torch.no_grad():
+                for name, parameter in stage.trainable.named().items():
+                    parameter.copy_(stage.best[1][name])
+        stage.objective.end()
+        row = {
+            "stage": stage.name,
+            "steps": stage.step,
+            "tokens": self.tokens(stage.step),
+            "lr": stage.params.lr,
+            "mechanism_lr": stage.params.mechanism_lr or stage.params.lr,
+            "train": stage.params.train,
+            "trained_parameters": sum(t.numel() for t in stage.trainable.parameters()),
+            "seconds": round(seconds, 3),
+            "flops": self.journal.flops[stage.name] * stage.step,
+            "kl_end": self.valid_kl(),
+        }
+        self.journal.stages.append(row)
+        self.group.wait()
 
     def _coefficients(self, step: int) -> Iterator[dict[str, Any]]:
         for mechanism in mechanisms_of(self.student):
@@ -187,35 +312,31 @@ class Trainer:
                     row = {"step": step, "layer": mechanism.geometry.layer, "head": head, "name": name}
                     yield {**row, "value": round(value, 6)}
 
-    def _spent(self) -> tuple[float, float]:
-        return time.perf_counter() - self._start[0], time.process_time() - self._start[1]
-
-    def _resume(self, optimizer: torch.optim.Optimizer | None) -> int:
-        state = self.checkpoint.load() if self.checkpoint else None
-        if state is None:
-            self._begin()
-            return 0
-        self.student.load_state_dict(state["student"], strict=False)
-        if optimizer is not None:
-            optimizer.load_state_dict(state["optimizer"])
-        self.log = Log(**state["log"])
-        return state["step"]
-
-    def _begin(self) -> None:
-        self.log.kl["unfitted"] = self.valid_kl()
-        if self.params.fit:
-            students.fit(self.student, self.material.teacher, self.blocks[: self.params.fit_blocks])
-        self.log.kl["start"] = self.valid_kl()
-        self.log.coefficients += list(self._coefficients(0))
-
-    def _save(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
-        if self.checkpoint is None or optimizer is None:
+    def _save(self, stage: Stage) -> None:
+        if self.checkpoint is None or not self.group.main:
             return
-        self.log.wall, self.log.cpu = self._spent()
-        moving = self.own.keys() | self.others.keys()
-        state = {n: t for n, t in self.student.state_dict().items() if n in moving or ".mechanism." in n}
-        log = vars(self.log)
-        self.checkpoint.save({"step": step, "student": state, "optimizer": optimizer.state_dict(), "log": log})
+        self.checkpoint.save(
+            {
+                "stage": stage.name,
+                "before": stage.before,
+                "step": stage.step,
+                "best": stage.best,
+                "since": stage.since,
+                "student": changed(self.student, self.material.teacher),
+                "optimizer": stage.optimizer.state_dict(),
+                "journal": self.journal.state(),
+            }
+        )
+
+
+def make_optimizer(trainable: Trainable, params: StageParams, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW, the mechanisms' own parameters at their own rate."""
+    groups: list[dict[str, Any]] = [
+        {"params": list(trainable.own.values()), "lr": params.mechanism_lr or params.lr},
+        {"params": list(trainable.others.values()), "lr": params.lr},
+    ]
+    groups = [group | {"peak": group["lr"]} for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
 
 
 def refuse_leaks(student: Any) -> None:
@@ -225,9 +346,9 @@ def refuse_leaks(student: Any) -> None:
             raise UserError(f"{reason}: it would be told what it has to predict")
 
 
-def total_steps(params: DistillParams, blocks: int) -> int:
+def total_steps(params: StageParams, batch: int, blocks: int) -> int:
     """Optimizer steps of the budget, given the number of training blocks."""
-    return params.steps if params.steps is not None else math.ceil((params.epochs or 0) * blocks / params.batch)
+    return params.steps if params.steps is not None else math.ceil((params.epochs or 0) * blocks / batch)
 
 
 def batch_rows(blocks: int, batch: int, step: int, seed: int) -> np.ndarray:
@@ -242,10 +363,3 @@ def schedule(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """Rows as CSV, with a header also where there are none; None is an empty cell."""
-    import pandas as pd
-
-    pd.DataFrame(rows, columns=list(columns)).to_csv(path, index=False)

@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -49,38 +49,80 @@ class CorpusParams(Section):
 
 
 class TeacherParams(Section):
-    """The frozen original. `hub` takes id and revision, `path` a folder, `gguf` a package or a .gguf file in path."""
+    """The frozen original. `hub` takes id and revision, `path` a folder, `gguf` a package or a .gguf file in path.
+
+    `logits` is how its outputs over the training text are kept, see attnopt/logits.py; hidden is exact.
+    """
 
     source: Literal["bundled", "hub", "path", "gguf"] = "bundled"
     id: str | None = None
     revision: str | None = None
     path: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
-    logits: Literal["hidden", "online"] = "hidden"
+    logits: Literal["hidden", "online", "dense", "topk", "sampled"] = "hidden"
+    topk: Positive = 32
+    """Tokens that logits topk keeps at each position."""
+    draws: Annotated[int, Field(ge=1, lt=2**16)] = 64
+    """Draws of logits sampled at each position."""
 
     @model_validator(mode="after")
     def _complete(self) -> "TeacherParams":
         return _require(self, {"hub": "id", "path": "path", "gguf": "path"})
 
+    @property
+    def sparse(self) -> bool:
+        """Whether only a part of each distribution is kept."""
+        return self.logits in ("topk", "sampled")
 
-class DistillParams(Section):
-    """The one trainer of all variants; a variant's own `distill:` overrides single keys."""
 
-    steps: Count | None = 200
+class StageParams(Section):
+    """A stage of training: its budget, learning rates, and what trains. A variant's section overrides single keys."""
+
+    steps: Count | None = 0
     epochs: Annotated[float, Field(gt=0)] | None = None
-    batch: Positive = 8
     lr: Annotated[float, Field(gt=0)] = 1e-3
     mechanism_lr: Annotated[float, Field(gt=0)] | None = None
+    """Of the mechanism's own parameters; null: lr."""
     warmup: Count = 20
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Annotated[float, Field(gt=0)] = 1.0
     train: Literal["mechanism", "attention", "all"] = "attention"
-    fit: bool = True
-    fit_blocks: Positive = 16
-    kl: Literal["forward", "reverse", "jsd"] = "forward"
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set either steps or epochs, and the other to null")
+        return self
+
+
+class TransferParams(StageParams):
+    """Attention transfer: every layer's output matched on the teacher's own inputs."""
+
+    loss: Literal["outputs", "weights", "both"] = "outputs"
+
+
+class AlignParams(StageParams):
+    """The hidden states after every layer matched, the student running on its own."""
+
+
+class DistillParams(StageParams):
+    """Distillation on logits, and what all stages share: batches, precision, processes, logging."""
+
+    steps: Count | None = 200
+    kl: Literal["forward", "reverse", "jsd", "none"] = "forward"
     ce_weight: Annotated[float, Field(ge=0)] = 0.0
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    patience: Positive | None = None
+    """Stop after this many looks at the validation KL without a new best, and keep the best; null: train to the end."""
+    batch: Positive = 8
+    """Blocks per step, over all processes."""
+    accumulate: Positive = 1
+    """Parts of a process' share of the batch that are taken one after the other."""
+    processes: Positive = 1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    fit: bool = True
+    fit_blocks: Positive = 16
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     loss_chunk: Positive = 64
     log_every: Positive = 10
@@ -89,15 +131,48 @@ class DistillParams(Section):
     checkpoint_every: Positive = 50
 
     @model_validator(mode="after")
-    def _one_budget(self) -> "DistillParams":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("set either steps or epochs, and the other to null")
+    def _shares(self) -> Self:
+        if self.batch % (self.processes * self.accumulate):
+            parts = f"{self.processes} processes x {self.accumulate} parts"
+            raise ValueError(f"batch: {self.batch} blocks do not divide into {parts}")
+        if self.kl == "none" and not self.ce_weight:
+            raise ValueError("kl: none needs a ce_weight above 0, or there is nothing to learn from")
         return self
+
+
+class LoraParams(StageParams):
+    """A light last stage: low-rank adapters on the attention's projections, merged when it ends."""
+
+    rank: Positive = 8
+    alpha: Positive = 16
+    targets: list[str] | None = None
+    """Last parts of the projections' names, such as v_proj and o_proj; null: all of the attention layers."""
+
+
+class SeedParams(Section):
+    """What a run's seed drives, unless fixed here: with data fixed, `seeds` give the spread over random features."""
+
+    data: Count | None = None
+    features: Count | None = None
+
+
+class Seeds(NamedTuple):
+    """Of one run: its name, the order of its data, and what its mechanisms draw."""
+
+    run: int
+    data: int
+    features: int
 
 
 class EvaluateParams(Section):
     batch: Positive = 16
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    probe_blocks: Positive = 16
+    """Valid blocks on which layers, branches, coefficients and random features are looked at one by one."""
+    features: list[Positive] = [16, 64, 256]
+    """Numbers of random features to compare, untrained, where the mechanism has such;"""
+    draws: Positive = 3
+    """and how often each is drawn."""
 
 
 class SampleParams(Section):
@@ -115,9 +190,25 @@ class Variant(Section):
 
     name: str
     kind: str
-    layers: list[Count] | None = None
-    distill: DistillParams
     options: Any
+    layers: list[Count] | None = None
+    """The layers that it replaces; the others keep softmax. Null: all."""
+    weights: Literal["teacher", "random"] = "teacher"
+    """What the attention layers' weights start from; random is a control."""
+    seeds: Annotated[list[Count], Field(min_length=1)]
+    seed: SeedParams
+    transfer: TransferParams
+    align: AlignParams
+    distill: DistillParams
+    lora: LoraParams
+
+    def stage(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def runs(self) -> list[Seeds]:
+        """One for each of the variant's seeds."""
+        data, features = self.seed.data, self.seed.features
+        return [Seeds(s, s if data is None else data, s if features is None else features) for s in self.seeds]
 
 
 class Params(BaseModel):
@@ -126,10 +217,16 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     variants: Annotated[dict[str, str], Field(min_length=1)]
+    controls: list[str] = []
+    """Variants that are there to compare with, and never ranked."""
     seeds: Annotated[list[Count], Field(min_length=1)]
+    seed: SeedParams = SeedParams()
     corpus: CorpusParams = CorpusParams()
     teacher: TeacherParams = TeacherParams()
+    transfer: TransferParams = TransferParams()
+    align: AlignParams = AlignParams()
     distill: DistillParams = DistillParams()
+    lora: LoraParams = LoraParams()
     evaluate: EvaluateParams = EvaluateParams()
     sample: SampleParams = SampleParams()
     bench: BenchParams = BenchParams()
@@ -142,19 +239,18 @@ class Params(BaseModel):
         if name not in self.variants:
             raise UserError(f"unknown variant '{name}'{_near(name, self.variants)}; known: {', '.join(self.variants)}")
         section = dict((self.model_extra or {})[name] or {})
-        own_budget = section.pop("distill", None) or {}
-        layers = section.pop("layers", None)
         try:
             cls = mechanisms.load(self.variants[name])
         except ValueError as error:
             raise UserError(f"params.yaml: variants.{name}: {error}") from None
+        own: dict[str, Any] = {key: section.pop(key) for key in ("layers", "weights", "seeds") if key in section}
+        for key in ("seed", "transfer", "align", "distill", "lora"):
+            common = getattr(self, key)
+            merged = common.model_dump() | _swap_budget(section.pop(key, None) or {})
+            own[key] = _validated(type(common), merged, f"{name}.{key}")
         options = _validated(cls.Options, section, name)
-        distill = _validated(DistillParams, self.distill.model_dump() | _swap_budget(own_budget), f"{name}.distill")
-        return _validated(
-            Variant,
-            {"name": name, "kind": cls.kind, "layers": layers, "distill": distill, "options": options},
-            name,
-        )
+        own = {"name": name, "kind": cls.kind, "options": options, "seeds": self.seeds} | own
+        return _validated(Variant, own, name)
 
 
 def load(path: str | Path = "params.yaml") -> Params:
@@ -174,8 +270,19 @@ def load(path: str | Path = "params.yaml") -> Params:
     params = _validated(Params, content, "")
     _check_sections(params)
     for name in params.variants:
-        params.variant(name)
+        _check_defined(params.variant(name), params.teacher)
     return params
+
+
+def _check_defined(variant: Variant, teacher: TeacherParams) -> None:
+    """Losses that weigh tokens by the student, or flatten the teacher, need its whole distributions."""
+    p = variant.distill
+    wrong = {"kl": p.kl in ("reverse", "jsd"), "temperature": p.temperature != 1}
+    for key in (key for key in wrong if wrong[key] and teacher.sparse):
+        raise UserError(
+            f"params.yaml: {variant.name}: distill.{key} {getattr(p, key)} needs whole distributions, and teacher.logits "
+            f"{teacher.logits} keeps a part: set teacher.logits to hidden, online or dense"
+        )
 
 
 def _check_sections(params: Params) -> None:
@@ -192,6 +299,9 @@ def _check_sections(params: Params) -> None:
             raise UserError(f"params.yaml: variant '{name}' has no section; add `{name}: {{}}` for its defaults")
         if not isinstance(extra[name], dict | None):
             raise UserError(f"params.yaml: {name}: must be a mapping of options, it is {extra[name]!r}")
+    for name in params.controls:
+        if name not in params.variants:
+            raise UserError(f"params.yaml: controls: '{name}' is no variant{_near(name, params.variants)}")
 
 
 def _validated(model: Any, content: Any, where: str) -> Any:

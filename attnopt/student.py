@@ -1,11 +1,13 @@
 """From a teacher to a student: swap, start close, choose what trains."""
 
 import copy
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from attnopt.hf.attach import attach, mechanisms_of
 from attnopt.hf.layers import attention_layers
@@ -16,17 +18,56 @@ from attnopt.params import Variant
 Scope = Literal["mechanism", "attention", "all"]
 
 
+@dataclass(frozen=True)
+class Trainable:
+    """What trains, by name: the mechanisms' own parameters, and the model's."""
+
+    own: dict[str, nn.Parameter]
+    others: dict[str, nn.Parameter]
+
+    def named(self) -> dict[str, nn.Parameter]:
+        return self.own | self.others
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.own.values(), *self.others.values()]
+
+
 def build(teacher: Any, variant: Variant, seed: int) -> Any:
-    """A copy of the teacher with the variant's mechanism in its layers."""
+    """A copy of the teacher with the variant's mechanism in its layers; `seed` is of what is drawn."""
     student = copy.deepcopy(teacher)
+    if variant.weights == "random":
+        redraw(student, seed)
     return attach(student, load(variant.kind), variant.options, variant.layers, seed)
+
+
+def softmax_copy(teacher: Any) -> Any:
+    """A copy of the teacher whose attention is our softmax, so that q, k and v can be seen as they enter it."""
+    softmax = load("softmax")
+    return attach(copy.deepcopy(teacher), softmax, softmax.Options())
+
+
+def projections(model: Any) -> dict[str, Any]:
+    """The linear maps of the attention layers (Linear, GPT-2's Conv1D), mechanisms excluded, by name."""
+    inside = {id(m) for layer in attention_layers(model) for m in layer.modules()}
+    named = {n: m for n, m in model.named_modules() if id(m) in inside and ".mechanism" not in n}
+    return {n: m for n, m in named.items() if isinstance(m, nn.Linear | Conv1D)}
+
+
+@torch.no_grad()
+def redraw(model: Any, seed: int) -> None:
+    """Draw the attention layers' projections anew, as an untrained model of this architecture has them."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in projections(model).values():
+        weight = torch.randn(module.weight.shape, generator=generator) * model.config.initializer_range
+        module.weight.copy_(weight)
+        if module.bias is not None:
+            module.bias.zero_()
 
 
 @torch.no_grad()
 def layer_inputs(teacher: Any, ids: Tensor) -> list[Inputs]:
     """What the teacher's own attention layers get for (B, T) token ids: q, k, v and hidden of every layer."""
-    softmax = load("softmax")
-    copied = attach(copy.deepcopy(teacher), softmax, softmax.Options())
+    copied = softmax_copy(teacher)
     seen: list[Inputs] = []
     for mechanism in mechanisms_of(copied):
         mechanism.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -42,15 +83,14 @@ def fit(student: Any, teacher: Any, blocks: np.ndarray) -> None:
         mechanism.fit(x)
 
 
-def choose_trainable(student: Any, scope: Scope) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Freeze all but the scope; returns the mechanisms' own trainable parameters and the model's, by name."""
-    student.requires_grad_(False)
+def choose_trainable(student: Any, scope: Scope) -> Trainable:
+    """The parameters of a scope: the mechanisms alone, with the attention layers around them, or the whole model."""
     inside = {id(p) for layer in attention_layers(student) for p in layer.parameters()}
     own: dict[str, nn.Parameter] = {}
     others: dict[str, nn.Parameter] = {}
     for name, parameter in student.named_parameters():
         if ".mechanism." in name:
-            own[name] = parameter.requires_grad_(True)
+            own[name] = parameter
         elif scope == "all" or (scope == "attention" and id(parameter) in inside):
-            others[name] = parameter.requires_grad_(True)
-    return own, others
+            others[name] = parameter
+    return Trainable(own, others)

@@ -1,13 +1,15 @@
 """models/NAME and results/distill/NAME: one variant distilled, with every seed."""
 
+from contextlib import nullcontext
 from typing import Any
 
-from attnopt import corpus, params
+from attnopt import corpus, params, processes
 from attnopt.checkpoint import Checkpoint, key_of
 from attnopt.device import precision, resolve
-from attnopt.distill import COEFFICIENTS, HISTORY, Trainer, write_csv
+from attnopt.distill import Trainer
 from attnopt.files import environment, read_json, write_json, written_aside
 from attnopt.hf import delta
+from attnopt.journal import COEFFICIENTS, HISTORY, write_csv
 from attnopt.material import Material
 from attnopt.progress import bar
 from stages import CORPUS, MODELS, RESULTS, TEACHER, material
@@ -16,26 +18,36 @@ from stages import CORPUS, MODELS, RESULTS, TEACHER, material
 def run(name: str) -> None:
     settings = params.load()
     variant = settings.variant(name)
+    if variant.distill.processes > 1 and processes.launched() == 1:
+        return processes.launch(variant.distill.processes, ["distill", name])
     loaded, _ = material.load(settings)
     device = resolve(variant.distill.device)
     where = (device.type, precision(variant.distill.precision, device))
     inputs = (corpus.manifest_of(CORPUS)["sha256"], read_json(TEACHER / "manifest.json")["fingerprint"])
     done = []
-    for seed in settings.seeds:
-        checkpoint = Checkpoint(key_of("distill", variant, seed, settings.corpus, settings.teacher, *inputs, *where))
-        with checkpoint.locked(), bar(name=f"{name}/{seed}", unit="step", total=0) as progress:
-            trainer = Trainer(loaded, variant, seed, checkpoint, progress=_shower(progress))
-            student = trainer.run()
-            _write(settings, trainer, student, loaded)
+    for seeds in variant.runs():
+        checkpoint = Checkpoint(key_of("distill", variant, seeds, settings.corpus, settings.teacher, *inputs, *where))
+        with bar(name=f"{name}/{seeds.run}", unit="step", total=0) as progress:
+            trainer = Trainer(loaded, variant, seeds, checkpoint, progress=_shower(progress))
+            with checkpoint.locked() if trainer.group.main else nullcontext():
+                student = trainer.run()
+                if trainer.group.main:
+                    _write(settings, trainer, student, loaded)
+        trainer.group.wait()
         done.append(checkpoint)
-    for checkpoint in done:
+    for checkpoint in done if trainer.group.main else ():
         checkpoint.remove()
+    return None
 
 
 def _shower(progress: Any) -> Any:
     def show(step: int, steps: int, row: dict[str, Any]) -> None:
         progress.total = steps
-        shown = {"loss": f"{row['loss']:.3f}", "tok/s": f"{row['tokens_per_s']:.0f}", "MiB": f"{row['rss_mib']:.0f}"}
+        shown = {
+            row["stage"]: f"{row['loss']:.3f}",
+            "tok/s": f"{row['tokens_per_s']:.0f}",
+            "MiB": f"{row['rss_mib']:.0f}",
+        }
         progress.set_postfix(shown, refresh=False)
         progress.update(step - progress.n)
 
@@ -43,7 +55,7 @@ def _shower(progress: Any) -> Any:
 
 
 def _write(settings: params.Params, trainer: Trainer, student: Any, loaded: Material) -> None:
-    variant, seed = trainer.variant, trainer.seed
+    variant, seed = trainer.variant, trainer.seeds.run
     description = {
         "variant": variant.name,
         "kind": variant.kind,
@@ -56,7 +68,7 @@ def _write(settings: params.Params, trainer: Trainer, student: Any, loaded: Mate
         delta.save(aside, student, loaded.teacher, description)
     with written_aside(RESULTS / "distill" / variant.name / str(seed)) as aside:
         aside.mkdir()
-        write_csv(aside / "history.csv", trainer.log.history, HISTORY)
-        if trainer.log.coefficients:
-            write_csv(aside / "coefficients.csv", trainer.log.coefficients, COEFFICIENTS)
+        write_csv(aside / "history.csv", trainer.journal.history, HISTORY)
+        if trainer.journal.coefficients:
+            write_csv(aside / "coefficients.csv", trainer.journal.coefficients, COEFFICIENTS)
         write_json(aside / "record.json", description | trainer.record() | {"environment": environment()})

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, Workspace
 from safetensors.torch import load_file
 
-from attnopt import distill, params
+from attnopt import distill, journal, params
 from attnopt.checkpoint import Checkpoint, key_of
 from attnopt.errors import RunError, UserError
 from stages import material
@@ -46,7 +46,7 @@ def test_training_lowers_the_held_out_kl(prepared: Workspace) -> None:
     found = record("none")
     assert found["kl_end"] < 0.8 * found["kl_start"]
     history = pd.read_csv("results/distill/none/0/history.csv")
-    assert list(history.columns) == list(distill.HISTORY)
+    assert list(history.columns) == list(journal.HISTORY)
     assert history.step.tolist()[-1] == 60
     assert history.valid_kl.dropna().iloc[-1] == pytest.approx(found["kl_end"], abs=1e-5)
 
@@ -86,9 +86,9 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
 def test_nan_stops_with_step_variant_and_last_checkpoint(prepared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     step = distill.Trainer._step
 
-    def poisoned(self: distill.Trainer, optimizer: torch.optim.Optimizer, at: int) -> tuple:
-        loss, kl, norm = step(self, optimizer, at)
-        return (loss * float("nan") if at == 7 else loss), kl, norm
+    def poisoned(self: distill.Trainer, stage: distill.Stage, parts: list) -> tuple:
+        loss, kl, norm = step(self, stage, parts)
+        return (loss * float("nan") if stage.step == 7 else loss), kl, norm
 
     monkeypatch.setattr(distill.Trainer, "_step", poisoned)
     with pytest.raises(RunError, match=r"none, seed 0: the loss is nan .* at step 8; last good checkpoint: step 6 \("):

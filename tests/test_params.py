@@ -15,7 +15,7 @@ WRONG = {
     "misspelt override": ({"none": {"distill": {"lrr": 1}}}, "unknown key 'none.distill.lrr' (did you mean 'lr'?)"),
     "wrong type": ({"distill": {"batch": "many"}}, "'distill.batch' is 'many'"),
     "out of range": ({"distill": {"lr": -1.0}}, "'distill.lr' is -1.0: input should be greater than 0"),
-    "not a choice": ({"distill": {"kl": "sideways"}}, "'forward', 'reverse' or 'jsd'"),
+    "not a choice": ({"distill": {"kl": "sideways"}}, "'forward', 'reverse', 'jsd' or 'none'"),
     "not a number": ({"distill": {"lr": float("nan")}}, "'distill.lr' is nan"),
     "no variants": ({"variants": {}}, "variants: Dictionary should have at least 1 item"),
     "unknown mechanism": ({"variants": {"none": "nonne"}}, "variants.none: unknown mechanism 'nonne' (did you mean none?)"),
@@ -23,6 +23,9 @@ WRONG = {
     "section's name": ({"variants": {"bench": "none"}}, "'bench' is the name of a section"),
     "no path": ({"corpus": {"path": None}}, "source files needs the key 'path'"),
     "two budgets": ({"distill": {"epochs": 1.0}}, "set either steps or epochs"),
+    "reverse KL of a part": ({"teacher": {"logits": "topk"}, "distill": {"kl": "reverse"}}, "softmax: distill.kl reverse needs whole distributions, and teacher.logits topk keeps"),
+    "JSD of a part": ({"teacher": {"logits": "sampled"}, "none": {"distill": {"kl": "jsd"}}}, "none: distill.kl jsd needs whole distributions, and teacher.logits sampled keeps"),
+    "a temperature of a part": ({"teacher": {"logits": "sampled"}, "distill": {"temperature": 2.0}}, "distill.temperature 2.0 needs whole distributions, and teacher.logits sampled"),
     "a list for a section": ({"none": [1]}, "none: must be a mapping"),
 }  # fmt: skip
 

@@ -55,6 +55,7 @@ class Hybrid(Mechanism):
         if options.window == 0 and options.branches == "window":
             raise ValueError("branches: 'window' needs a window of 1 or more, and window is 0")
         self.centre = Centre(geometry)
+        self.dense_weights = options.branches != "window"
         self.log_mass = nn.Parameter(torch.zeros(geometry.heads)) if options.window else None
         self.register_buffer("offset", torch.zeros(geometry.kv_heads))
 

@@ -90,8 +90,13 @@ class Mechanism(nn.Module):
     """Work per token in the letters above, for `attnopt mechanisms`."""
     control: ClassVar[Literal["leaks"] | None] = None
     """Set on negative controls, which never enter a ranking."""
+    random_features: ClassVar[str | None] = None
+    """The option that says how many random features it draws; None where it draws none."""
     normalised: bool = True
     """Whether the output is an average of values, so that v = 1 gives out = 1."""
+    dense_weights: bool = False
+    """Whether every token up to the present one has a weight of its own above zero, in an output linear in v: then
+    the weights can be matched to the teacher's."""
     working: Literal["linear", "quadratic"] = "linear"
     """How the memory of a training pass grows with the length of the sequence."""
 
@@ -136,6 +141,10 @@ class Mechanism(nn.Module):
     def coefficients(self) -> Mapping[str, Tensor]:
         """Named small tensors worth plotting over training, such as mask weights: each (heads or 1, n)."""
         return {}
+
+    def pruned(self, threshold: float) -> "Mechanism | None":
+        """A copy without the parts whose coefficients are under the threshold in all heads; None where none can go."""
+        return None
 
     @classmethod
     def limit(cls, length: int) -> Any | None:

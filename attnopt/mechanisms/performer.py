@@ -27,7 +27,9 @@ class Performer(Mechanism):
 
     source = "https://arxiv.org/abs/2009.14794"
     growth = "constant"
+    dense_weights = True
     cost = "F D"
+    random_features = "features"
 
     class Options(MechanismOptions):
         features: int = Field(default=64, ge=1)

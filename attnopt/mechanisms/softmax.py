@@ -13,6 +13,7 @@ from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State, 
 class Softmax(Mechanism):
     source = "https://arxiv.org/abs/1706.03762"
     growth = "linear"
+    dense_weights = True
     cost = "S D"
 
     class Options(MechanismOptions):

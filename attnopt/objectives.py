@@ -1,0 +1,233 @@
+"""What the stages of training minimise, each a section of params.yaml; together they take a student to its teacher.
+
+    transfer   every layer's output on the teacher's own inputs, all layers in one pass     (LoLCATs, arXiv:2410.10254)
+    align      the hidden states after every layer, the student running on its own         (MOHAWK, arXiv:2408.10189)
+    distill    a divergence between the two next-token distributions, and cross-entropy    (Hinton et al. 2015)
+    lora       the same, with low-rank adapters alone, merged at its end                   (Hu et al. 2021)
+
+An objective is a module whose `forward` gives the loss of some blocks, so that it runs under DDP as it is. Its `begin`
+says what trains; its `end` leaves a plain student.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnopt import student as students
+from attnopt.device import autocast
+from attnopt.errors import UserError
+from attnopt.hf.attach import mechanisms_of
+from attnopt.hf.layers import attention_layers
+from attnopt.losses import LossSpec, distillation_loss
+from attnopt.material import Material
+from attnopt.mechanisms.base import Inputs, Mechanism, wide
+from attnopt.params import Variant
+from attnopt.student import Trainable
+from attnopt.teacher import head_of, hidden_states
+
+
+class Objective(nn.Module):
+    """Base: the student is the one submodule, the teacher is not, as nothing of it trains."""
+
+    def __init__(self, student: Any, material: Material, variant: Variant, dtype: torch.dtype):
+        super().__init__()
+        self.student, self.material, self.variant, self.dtype = student, material, variant, dtype
+        self.params: Any = variant.stage(self.name)
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def trainable(self) -> Trainable:
+        """What would train, without changing anything."""
+        return students.choose_trainable(self.student, self.params.train)
+
+    def begin(self) -> Trainable:
+        """Freeze all but what trains, and return that."""
+        found = self.trainable()
+        self.student.requires_grad_(False)
+        for parameter in found.parameters():
+            parameter.requires_grad_(True)
+        return found
+
+    def forward(self, ids: Tensor, targets: Any) -> tuple[Tensor, Tensor | None]:
+        """The loss, and the divergence where it is part of it, of blocks (b, T); scalars, means over tokens.
+
+        Args:
+            targets: what `Material.targets` gave for the blocks, for objectives that have `needs_targets`.
+        """
+        with autocast(ids.device, self.dtype):
+            loss, kl = self.loss(ids, targets)
+        for mechanism in mechanisms_of(self.student):
+            if (penalty := mechanism.penalty()) is not None:
+                loss = loss + penalty
+        return loss, kl
+
+    needs_targets = False
+
+    def loss(self, ids: Tensor, targets: Any) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Leave the student a plain model, without traces of this stage."""
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> Tensor:
+    """|| ours - theirs ||^2 / || theirs ||^2 of (..., C), over all of them: a scalar without units."""
+    ours, theirs = wide(ours, theirs)
+    return (ours - theirs).square().sum() / theirs.square().sum()
+
+
+class Transfer(Objective):
+    """Mean over layers of the relative error of their outputs, and, as asked, KL of the attention weights."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.outputs, self.weights = (self.params.loss in (part, "both") for part in ("outputs", "weights"))
+        if self.weights and not all(m.dense_weights for m in mechanisms_of(self.student)):
+            raise UserError(
+                f"{self.variant.name}.transfer.loss: '{self.params.loss}' needs attention weights on every "
+                f"token before, and {self.variant.kind} has none; allowed: outputs"
+            )
+        # The softmax copy shows q and k as they enter the attention, the teacher itself is faster.
+        self.teacher = [students.softmax_copy(self.material.teacher) if self.weights else self.material.teacher]
+
+    def loss(self, ids: Tensor, targets: Any) -> tuple[Tensor, Tensor | None]:
+        (teacher,) = self.teacher
+        layers: list[Any] = attention_layers(self.student)
+        losses = []
+        for layer, call in zip(layers, layer_calls(teacher, ids), strict=True):
+            seen: list[Inputs] = []
+            hook = layer.mechanism.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+            ours = layer(*call.args, **call.kwargs)[0]
+            hook.remove()
+            if self.outputs:
+                losses.append(relative_error(ours, call.output))
+            if self.weights:
+                losses.append(weights_kl(layer.mechanism, seen[0], call.inputs))
+        return torch.stack(losses).sum() / len(layers), None
+
+
+class Call:
+    """What one attention layer of the teacher got and gave."""
+
+    def __init__(self, args: tuple, kwargs: dict[str, Any], output: Tensor, inputs: Inputs | None):
+        self.args, self.kwargs, self.output, self.inputs = args, kwargs, output, inputs
+
+
+@torch.no_grad()
+def layer_calls(teacher: Any, ids: Tensor) -> list[Call]:
+    """The calls of the teacher's attention layers on blocks (b, T), by layer; ready to be made to a student's.
+
+    `inputs` is filled where the teacher is a softmax copy.
+    """
+    calls: list[Call] = []
+    seen: list[Inputs] = []
+
+    def after(_: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        without_mask = kwargs | {"attention_mask": None} if "attention_mask" in kwargs else kwargs
+        calls.append(Call(args, without_mask, output[0], seen.pop() if seen else None))
+
+    layers = attention_layers(teacher)
+    hooks = [layer.register_forward_hook(after, with_kwargs=True) for layer in layers]
+    hooks += [m.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for m in mechanisms_of(teacher)]
+    try:
+        hidden_states(teacher, ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def attention_weights(mechanism: Mechanism, x: Inputs) -> Tensor:
+    """(B, H, T, T) what the mechanism gives every token: its output where the values are the unit vectors."""
+    batch, groups, tokens, _ = x.k.shape
+    units = torch.eye(tokens, dtype=x.k.dtype, device=x.k.device).expand(batch, groups, -1, -1)
+    return mechanism(replace(x, v=units))[0]
+
+
+def weights_kl(mechanism: Mechanism, ours: Inputs, theirs: Inputs | None) -> Tensor:
+    """KL(teacher's attention weights || student's), a mean over rows; one nat of it is one of cross-entropy."""
+    assert theirs is not None
+    q, k = wide(theirs.q, theirs.k)
+    with torch.no_grad():
+        scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * mechanism.geometry.scaling
+        future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+        log_p = scores.masked_fill(future, -torch.inf).log_softmax(-1).masked_fill(future, 0)
+        p = log_p.exp().masked_fill(future, 0)
+    with torch.autocast(q.device.type, enabled=False):
+        (weights,) = wide(attention_weights(mechanism, ours))
+    return (p * (log_p - weights.clamp(min=1e-9).log())).sum(-1).mean()
+
+
+class Align(Objective):
+    """Mean over layers of the relative error of the hidden states."""
+
+    def loss(self, ids: Tensor, targets: Any) -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            theirs = _hidden_by_layer(self.material.teacher, ids)
+        ours = _hidden_by_layer(self.student, ids)
+        return torch.stack([relative_error(a, b) for a, b in zip(ours, theirs, strict=True)]).mean(), None
+
+
+def _hidden_by_layer(model: Any, ids: Tensor) -> tuple[Tensor, ...]:
+    """(B, T, C) after each layer; what goes into the first is the same for both."""
+    return model.base_model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[1:]
+
+
+class Distill(Objective):
+    """Divergence of the next-token distributions, and cross-entropy."""
+
+    needs_targets = True
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.head = head_of(self.student)
+
+    def loss(self, ids: Tensor, targets: Any) -> tuple[Tensor, Tensor | None]:
+        p = self.variant.distill
+        spec = LossSpec(p.kl, p.ce_weight, p.temperature, p.loss_chunk)
+        ours = hidden_states(self.student, ids)[:, :-1].flatten(0, 1)
+        return distillation_loss(ours, self.head, targets, ids[:, 1:].flatten(), spec)
+
+
+class Lora(Distill):
+    """The distill objective on low-rank updates of the attention layers' projections."""
+
+    def trainable(self) -> Trainable:
+        """The adapters' own weights do not exist yet: the projections they stand for, to know whether there are any."""
+        return Trainable({}, {f"{name}.weight": module.weight for name, module in self._targets().items()})
+
+    def _targets(self) -> dict[str, Any]:
+        wanted = self.params.targets
+        found = students.projections(self.student)
+        chosen = {n: m for n, m in found.items() if wanted is None or n.rsplit(".", 1)[-1] in wanted}
+        if not chosen:
+            names = sorted({n.rsplit(".", 1)[-1] for n in found})
+            raise UserError(f"lora.targets: {wanted} are no projections of this model; it has {', '.join(names)}")
+        return chosen
+
+    def begin(self) -> Trainable:
+        from peft import LoraConfig, LoraModel
+
+        p, targets = self.params, self._targets()
+        transposed = any(type(module).__name__ == "Conv1D" for module in targets.values())
+        config = LoraConfig(
+            r=p.rank, lora_alpha=p.alpha, target_modules=list(targets), lora_dropout=0.0, fan_in_fan_out=transposed
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.adapted = [LoraModel(self.student, config, "default")]
+        return Trainable({}, {n: t for n, t in self.student.named_parameters() if t.requires_grad})
+
+    def end(self) -> None:
+        self.adapted.pop().merge_and_unload()
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    cls.__name__.lower(): cls for cls in (Transfer, Align, Distill, Lora)
+}
+"""In the order in which they run."""
