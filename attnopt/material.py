@@ -8,17 +8,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnopt.cache import Stored
+from attnopt.logits import TargetForm
 from attnopt.targets import HiddenTargets, Targets
 from attnopt.teacher import Head, head_of, hidden_states
 
 
 @dataclass
 class Material:
-    """What a run learns from: the teacher, each split's blocks (n, T), and its hidden states (n, T, C) where cached."""
+    """What a run learns from: the teacher and each split's blocks (n, T).
+
+    Args:
+        cached: the splits whose hidden states (T, C) of each block are cached.
+        outputs: the train split's cache in another form.
+    """
 
     teacher: Any
     blocks: dict[str, np.ndarray]
-    cached: dict[str, np.ndarray | None]
+    cached: dict[str, Stored]
+    outputs: tuple[TargetForm, Stored] | None = None
 
     @cached_property
     def head(self) -> Head:
@@ -27,11 +35,10 @@ class Material:
 
     def hidden(self, split: str, rows: Any, ids: Tensor) -> Tensor:
         """(b, T, C) the teacher's final hidden states for the rows of a split, cached or computed."""
-        cached = self.cached[split]
-        if cached is None:
+        if split not in self.cached:
             with torch.no_grad():
                 return hidden_states(self.teacher, ids)
-        return torch.from_numpy(np.array(cached[rows])).to(ids.device).float()
+        return torch.from_numpy(self.cached[split].stack("hidden", rows)).to(ids.device).float()
 
     def targets(self, split: str, rows: Any, ids: Tensor, step: int) -> Targets:
         """What the teacher says at the b (T - 1) positions that predict a token of the blocks `rows`, ids (b, T).
@@ -39,4 +46,7 @@ class Material:
         Args:
             step: of the training.
         """
+        if self.outputs and split == "train":
+            form, stored = self.outputs
+            return form.decode([stored.block(row) for row in rows], ids.device)
         return HiddenTargets(self.hidden(split, rows, ids)[:, :-1].flatten(0, 1), self.head)

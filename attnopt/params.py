@@ -279,10 +279,9 @@ def _check_defined(variant: Variant, teacher: TeacherParams) -> None:
     p = variant.distill
     wrong = {"kl": p.kl in ("reverse", "jsd"), "temperature": p.temperature != 1}
     for key in (key for key in wrong if wrong[key] and teacher.sparse):
-        raise UserError(
-            f"params.yaml: {variant.name}: distill.{key} {getattr(p, key)} needs whole distributions, and teacher.logits "
-            f"{teacher.logits} keeps a part: set teacher.logits to hidden, online or dense"
-        )
+        needs = f"distill.{key} {getattr(p, key)} needs whole distributions"
+        keeps = f"teacher.logits {teacher.logits} keeps a part"
+        raise UserError(f"params.yaml: {variant.name}: {needs}, and {keeps}: set it to hidden, online or dense")
 
 
 def _check_sections(params: Params) -> None:

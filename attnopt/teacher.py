@@ -1,7 +1,7 @@
-"""The frozen original: loaded from one of four sources, fingerprinted, and its outputs cached.
+"""The frozen original: loaded from one of four sources, and fingerprinted.
 
-What is cached are the final hidden states, not logits: hidden @ W_head gives the exact dense distribution back at C
-numbers a token instead of V (for GPT-2: 1.5 KB instead of 100 KB), so no truncation and no sampling noise.
+Its final hidden states are all that is needed of it: hidden @ W_head is the exact dense distribution, at C numbers a
+token instead of V (for GPT-2: 1.5 KB instead of 100 KB).
 """
 
 import hashlib
@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -154,21 +153,3 @@ def head_of(model: Any, check: bool = True) -> Head:
 def hidden_states(model: Any, ids: Tensor) -> Tensor:
     """(B, T) token ids to the final hidden states (B, T, C), the head's input."""
     return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-
-
-@torch.no_grad()
-def cache_hidden(model: Any, blocks: np.ndarray, out: Path, batch: int = 16, progress: Any = iter) -> int:
-    """Write the final hidden states of all blocks as a float16 array (blocks, T, C); returns bytes per token.
-
-    Raises: UserError where a value does not fit float16.
-    """
-    shape = (*blocks.shape, model.config.hidden_size)
-    cached = np.lib.format.open_memmap(out, mode="w+", dtype=np.float16, shape=shape)
-    for start in progress(range(0, len(blocks), batch)):
-        ids = torch.from_numpy(blocks[start : start + batch].astype(np.int64)).to(model.device)
-        hidden = hidden_states(model, ids).float()
-        if hidden.abs().max() > torch.finfo(torch.float16).max:
-            raise UserError("teacher.logits hidden: hidden states exceed float16; set teacher.logits to online")
-        cached[start : start + batch] = hidden.half().cpu().numpy()
-    cached.flush()
-    return 2 * shape[-1]

@@ -1,9 +1,14 @@
 """data/teacher: what distillation and evaluation need of the teacher."""
 
+import shutil
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from attnopt import corpus, params, teacher
-from attnopt.files import environment, sha256, write_json, written_aside
+from attnopt import cache, corpus, logits, params, teacher
+from attnopt.checkpoint import Checkpoint, key_of
+from attnopt.device import resolve
+from attnopt.files import environment, write_json, written_aside
 from attnopt.progress import bar
 from stages import CORPUS, TEACHER
 
@@ -13,22 +18,34 @@ def run() -> None:
     model, tokenizer = teacher.load(settings.teacher)
     manifest = corpus.manifest_of(CORPUS)
     teacher.check_tokens(model, tokenizer, manifest)
-    teacher.head_of(model)
-    splits = {}
-    with written_aside(TEACHER) as aside:
-        aside.mkdir()
-        for split in corpus.SPLITS if settings.teacher.logits == "hidden" else ():
-            blocks = corpus.read(CORPUS, split)
-            file = aside / f"{split}.npy"
-            size = teacher.cache_hidden(model, blocks, file, progress=partial(bar, name=f"cache {split}", unit="batch"))
-            splits[split] = {"blocks": len(blocks), "bytes_per_token": size, "sha256": sha256(file)}
-        record = {
-            "source": settings.teacher.model_dump(),
-            "fingerprint": teacher.fingerprint(model),
-            "logits": settings.teacher.logits,
-            "config": teacher.describe(model),
-            "corpus": manifest["sha256"],
-            "splits": splits,
-            "environment": environment(),
-        }
-        write_json(aside / "manifest.json", record)
+    record = {
+        "source": settings.teacher.model_dump(),
+        "fingerprint": teacher.fingerprint(model),
+        "logits": settings.teacher.logits,
+        "config": teacher.describe(model),
+        "corpus": manifest["sha256"],
+    }
+    checkpoint = Checkpoint(key_of("cache-logits", record, settings.corpus))
+    with checkpoint.locked():
+        work = checkpoint.folder / "cache"
+        splits = _splits(settings, model.to(resolve("auto")), work)
+        write_json(work / "manifest.json", record | {"splits": splits, "environment": environment()})
+        with written_aside(TEACHER) as aside:
+            shutil.move(work, aside)
+        checkpoint.remove()
+
+
+def _splits(settings: params.Params, model: Any, work: Path) -> dict[str, Any]:
+    """The manifest's entries of what is cached: the train split in the chosen form, the others exactly."""
+    if settings.teacher.logits == "online":
+        return {}
+    exact, splits = logits.Hidden(model.config.hidden_size), {}
+    chosen = logits.form_of(settings.teacher, model.config.vocab_size) or exact
+    for split in corpus.SPLITS:
+        form = chosen if split == "train" else exact
+        encoder = logits.Encoder(model, form, corpus.read(CORPUS, split))
+        shape, show = encoder.blocks.shape, partial(bar, name=f"cache {split}", unit="part")
+        entry = cache.write(work / split, len(encoder.blocks), encoder.part, encoder, show)
+        name = settings.teacher.logits if form is chosen else "hidden"
+        splits[split] = {"form": name, "bytes_per_token": round(entry["bytes"] / (shape[0] * shape[1]), 1), **entry}
+    return splits

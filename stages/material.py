@@ -1,12 +1,12 @@
-"""What several stages read: the teacher, the blocks and the cached hidden states, checked against each other."""
+"""What several stages read: the teacher, the blocks and the teacher's cached outputs, checked against each other."""
 
 from typing import Any
 
-import numpy as np
-
 from attnopt import corpus, teacher
+from attnopt.cache import Stored
 from attnopt.errors import UserError
 from attnopt.files import read_json
+from attnopt.logits import form_of
 from attnopt.material import Material
 from attnopt.params import Params
 from stages import CORPUS, TEACHER
@@ -20,16 +20,12 @@ def load(settings: Params) -> tuple[Material, Any]:
         raise UserError(f"{TEACHER} was made with another teacher: run `dvc repro cache-logits`")
     if manifest["corpus"] != corpus.manifest_of(CORPUS)["sha256"]:
         raise UserError(f"{TEACHER} was made with another corpus: run `dvc repro cache-logits`")
-    cached = {split: hidden(split, manifest) for split in corpus.SPLITS}
+    if any(manifest["source"].get(key) != getattr(settings.teacher, key) for key in ("logits", "topk", "draws")):
+        raise UserError(f"{TEACHER} was made with another teacher.logits: run `dvc repro cache-logits`")
+    stored = {split: Stored(TEACHER / split, entry) for split, entry in manifest["splits"].items()}
+    hidden = {split: part for split, part in stored.items() if manifest["splits"][split]["form"] == "hidden"}
+    form = form_of(settings.teacher, model.config.vocab_size)
     blocks = {split: corpus.read(CORPUS, split) for split in corpus.SPLITS}
-    return Material(model, blocks, cached), tokenizer
-
-
-def hidden(split: str, manifest: dict[str, Any]) -> np.ndarray | None:
-    """The cached hidden states of a split, memory-mapped; None where the teacher runs online."""
-    if manifest["logits"] == "online":
-        return None
-    array = np.load(TEACHER / f"{split}.npy", mmap_mode="r")
-    if len(array) != manifest["splits"][split]["blocks"]:
-        raise UserError(f"{TEACHER}/{split}.npy is truncated: run `dvc repro -f -s cache-logits`")
-    return array
+    if any(len(part) != len(blocks[split]) for split, part in stored.items()):
+        raise UserError(f"{TEACHER} holds other blocks than {CORPUS}: run `dvc repro cache-logits`")
+    return Material(model, blocks, hidden, (form, stored["train"]) if form else None), tokenizer

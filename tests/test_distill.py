@@ -153,10 +153,3 @@ def test_material_of_another_corpus_or_teacher_is_refused(prepared: Workspace) -
     prepared.run("tokenize")
     with pytest.raises(UserError, match="data/teacher was made with another corpus"):
         material.load(params.load())
-
-
-def test_a_truncated_cache_is_refused(prepared: Workspace) -> None:
-    array = np.load("data/teacher/train.npy")
-    np.save("data/teacher/train.npy", array[:-1])
-    with pytest.raises(UserError, match=r"train.npy is truncated"):
-        material.load(params.load())

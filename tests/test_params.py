@@ -23,7 +23,7 @@ WRONG = {
     "section's name": ({"variants": {"bench": "none"}}, "'bench' is the name of a section"),
     "no path": ({"corpus": {"path": None}}, "source files needs the key 'path'"),
     "two budgets": ({"distill": {"epochs": 1.0}}, "set either steps or epochs"),
-    "reverse KL of a part": ({"teacher": {"logits": "topk"}, "distill": {"kl": "reverse"}}, "softmax: distill.kl reverse needs whole distributions, and teacher.logits topk keeps"),
+    "reverse KL of a part": ({"teacher": {"logits": "topk"}, "distill": {"kl": "reverse"}}, "none: distill.kl reverse needs whole distributions, and teacher.logits topk keeps a part"),
     "JSD of a part": ({"teacher": {"logits": "sampled"}, "none": {"distill": {"kl": "jsd"}}}, "none: distill.kl jsd needs whole distributions, and teacher.logits sampled keeps"),
     "a temperature of a part": ({"teacher": {"logits": "sampled"}, "distill": {"temperature": 2.0}}, "distill.temperature 2.0 needs whole distributions, and teacher.logits sampled"),
     "a list for a section": ({"none": [1]}, "none: must be a mapping"),

@@ -3,7 +3,6 @@
 import importlib.util
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import SHARED, Workspace
@@ -18,24 +17,6 @@ def test_a_fingerprint_belongs_to_the_weights(workspace: Workspace) -> None:
     assert teacher.fingerprint(first) == teacher.fingerprint(second)
     second.transformer.h[1].mlp.c_fc.weight[0, 0] += 1e-3
     assert teacher.fingerprint(first) != teacher.fingerprint(second)
-
-
-@torch.no_grad()
-def test_cached_hidden_states_give_the_logits_back(workspace: Workspace) -> None:
-    workspace.run("tokenize", "cache-logits")
-    model, _ = teacher.load(params.load().teacher)
-    blocks = corpus.read(Path("data/corpus"), "test")[:4]
-    cached = torch.from_numpy(np.load("data/teacher/test.npy")[:4])
-    log_p = model(torch.from_numpy(blocks.astype(np.int64))).logits.log_softmax(-1)
-    log_q = teacher.head_of(model)(cached).log_softmax(-1)
-    assert (log_p.exp() * (log_p - log_q)).sum(-1).abs().max() < 1e-5
-
-
-def test_values_beyond_float16_are_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = teacher.load(params.load().teacher)
-    monkeypatch.setattr(teacher, "hidden_states", lambda _, ids: torch.full((*ids.shape, 32), 1e5))
-    with pytest.raises(UserError, match=r"set teacher.logits to online"):
-        teacher.cache_hidden(model, np.ones((2, 8), dtype=np.uint16), Path("x.npy"))
 
 
 def test_a_head_that_is_not_linear_is_refused(workspace: Workspace) -> None:
