@@ -60,6 +60,20 @@ def per_token(
     return {name: torch.stack(values).numpy() for name, values in found.items()}
 
 
+def mean_and_error(values: np.ndarray, chosen: np.ndarray | None = None) -> tuple[float, float | None]:
+    """The mean of values (blocks, n) where `chosen`, all by default, and its standard error over blocks.
+
+    Blocks may hold different numbers of chosen tokens: the error is that of a ratio of sums. None for a single block.
+    """
+    chosen = np.ones(values.shape, bool) if chosen is None else chosen
+    counts, sums = chosen.sum(1), np.where(chosen, values, 0).sum(1, dtype=np.float64)
+    blocks, total = len(values), counts.sum()
+    mean = float(sums.sum() / total)
+    if blocks < 2:
+        return mean, None
+    return mean, float(math.sqrt(blocks / (blocks - 1) * ((sums - mean * counts) ** 2).sum()) / total)
+
+
 def summary(tokens: dict[str, np.ndarray], split: dict[str, int]) -> dict[str, Any]:
     """Means over tokens, standard errors over blocks, perplexities per token, word and byte, KL by position.
 
@@ -68,9 +82,8 @@ def summary(tokens: dict[str, np.ndarray], split: dict[str, int]) -> dict[str, A
         split: the split's manifest entry, whose words and bytes per token turn token into word and byte perplexity.
     """
     mean = {name: float(values.mean(dtype=np.float64)) for name, values in tokens.items()}
-    of_blocks = tokens["kl_forward"].mean(1, dtype=np.float64)
-    se = float(of_blocks.std(ddof=1) / math.sqrt(len(of_blocks))) if len(of_blocks) > 1 else None
-    result: dict[str, Any] = {"tokens": tokens["ce"].size, "blocks": len(of_blocks), **mean, "kl_forward_se": se}
+    _, se = mean_and_error(tokens["kl_forward"])
+    result: dict[str, Any] = {"tokens": tokens["ce"].size, "blocks": len(tokens["ce"]), **mean, "kl_forward_se": se}
     for unit in ("token", "word", "byte"):
         per_unit = 1.0 if unit == "token" else split["tokens"] / split[f"{unit}s"]
         result[f"ppl_{unit}"] = math.exp(mean["ce"] * per_unit)

@@ -2,9 +2,11 @@
 
 import math
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnopt.params import SampleParams
 
@@ -26,21 +28,43 @@ def _grams(text: str, n: int) -> list[tuple[str, ...]]:
 
 
 @torch.no_grad()
+def log_probs(model: Any, prompt_ids: list[int], new_ids: list[int]) -> Tensor:
+    """(new, V) what the model predicts for each token of a continuation, given the prompt and the tokens before."""
+    ids = torch.tensor([[*prompt_ids, *new_ids]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt_ids) - 1 : -1]
+    return torch.log_softmax(logits.float(), -1)
+
+
 def perplexity_of(model: Any, prompt_ids: list[int], new_ids: list[int]) -> float | None:
     """The model's perplexity of a continuation given its prompt; None for an empty continuation."""
     if not new_ids:
         return None
-    ids = torch.tensor([[*prompt_ids, *new_ids]], device=model.device)
-    log_p = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, :-1].float(), -1)
-    scored = log_p.gather(-1, ids[0, 1:, None])[len(prompt_ids) - 1 :]
+    log_p = log_probs(model, prompt_ids, new_ids)
+    scored = log_p[range(len(new_ids)), new_ids]
     return math.exp(min(-float(scored.mean()), 50.0))
+
+
+def token_kl(teacher: Any, student: Any, prompt_ids: list[int], new_ids: list[int]) -> list[float]:
+    """KL(teacher || student) in nats at each token of a continuation, both given the same tokens before it."""
+    log_p, log_q = (log_probs(model, prompt_ids, new_ids) for model in (teacher, student))
+    return [round(kl, 5) for kl in (log_p.exp() * (log_p - log_q)).sum(-1).tolist()]
+
+
+def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The text of each token; joined they are the decoded text. A character of several tokens is the last one's."""
+    text, ends = tokenizer.decode(ids), [0]
+    for count in range(1, len(ids)):
+        whole = tokenizer.decode(ids[:count]).rstrip("\N{REPLACEMENT CHARACTER}")
+        ends.append(min(max(len(whole), ends[-1]), len(text)))
+    return [text[start:stop] for start, stop in pairwise([*ends, len(text)])] if ids else []
 
 
 @torch.no_grad()
 def write(model: Any, tokenizer: Any, prompts: list[str], params: SampleParams, seed: int) -> list[dict[str, Any]]:
     """Continue every prompt `per_prompt` times, decoding through the model's own state; all in one padded batch.
 
-    Returns: for each continuation prompt, prompt_ids, ids, text and seconds (the batch's, shared out evenly).
+    Returns: for each continuation prompt, prompt_ids, ids, tokens (their texts), text and seconds (the batch's, shared
+    out evenly).
     """
     texts = [prompt for prompt in prompts for _ in range(params.per_prompt)]
     if tokenizer.pad_token is None:
@@ -70,10 +94,11 @@ def _sample(text: str, prompt: Any, mask: Any, out: Any, tokenizer: Any, seconds
     if tokenizer.eos_token_id in new:
         new = new[: new.index(tokenizer.eos_token_id)]
     written = tokenizer.decode(new)
-    return {"prompt": text, "prompt_ids": prompt[mask.bool()].tolist(), "ids": new, "text": written, "seconds": seconds}
+    ids = {"prompt_ids": prompt[mask.bool()].tolist(), "ids": new, "tokens": pieces(tokenizer, new)}
+    return {"prompt": text, **ids, "text": written, "seconds": seconds}
 
 
-def judge(sample: dict[str, Any], original: dict[str, Any], teacher: Any) -> dict[str, Any]:
+def judge(sample: dict[str, Any], original: dict[str, Any], teacher: Any, student: Any) -> dict[str, Any]:
     """The record of one student's continuation beside the teacher's own, both scored by the teacher."""
     return {
         "prompt": sample["prompt"],
@@ -85,6 +110,7 @@ def judge(sample: dict[str, Any], original: dict[str, Any], teacher: Any) -> dic
         "teacher_repetition": repetition(original["text"]),
         "teacher_ppl": perplexity_of(teacher, sample["prompt_ids"], sample["ids"]),
         "teacher_text_ppl": perplexity_of(teacher, original["prompt_ids"], original["ids"]),
-        "tokens": len(sample["ids"]),
+        "tokens": sample["tokens"],
+        "token_kl": token_kl(teacher, student, sample["prompt_ids"], sample["ids"]),
         "seconds": round(sample["seconds"], 4),
     }

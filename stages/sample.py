@@ -23,7 +23,7 @@ def run(name: str) -> None:
             "seed": seed,
             "control": mechanisms.load(variant.kind).control,
             "settings": sample.model_dump(exclude={"prompts"}),
-            "samples": [text.judge(*pair, model) for pair in zip(written, originals, strict=True)],
+            "samples": [text.judge(*pair, model, student) for pair in zip(written, originals, strict=True)],
             "environment": environment(),
         }
         with written_aside(RESULTS / "sample" / name / str(seed)) as aside:

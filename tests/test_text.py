@@ -8,6 +8,8 @@ import torch
 from conftest import Workspace
 
 from attnopt import params, teacher, text
+from attnopt import student as students
+from attnopt.files import read_json
 
 
 def test_distinct_and_repetition_by_hand() -> None:
@@ -43,3 +45,34 @@ def test_sampling_is_seeded_and_softmax_writes_as_the_teacher(workspace: Workspa
     workspace.run("sample softmax")
     other = json.loads(Path("results/sample/softmax/0/record.json").read_text())["samples"]
     assert [s["text"] for s in other] != [s["text"] for s in again]
+
+
+@torch.no_grad()
+def test_token_kl_is_that_of_the_whole_logits(workspace: Workspace) -> None:
+    model, _ = teacher.load(params.load().teacher)
+    student = students.build(model, params.load().variant("none"), seed=0)
+    prompt, new = [5, 6, 7], [8, 9, 10]
+    log_p, log_q = (m(torch.tensor([prompt + new])).logits[0].log_softmax(-1) for m in (model, student))
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)[2:5]
+    assert text.token_kl(model, student, prompt, new) == pytest.approx(expected.tolist(), abs=1e-4)
+    assert text.token_kl(model, model, prompt, new) == [0, 0, 0]
+    assert text.token_kl(model, student, prompt, []) == []
+
+
+def test_pieces_join_to_the_text_also_within_a_character(workspace: Workspace) -> None:
+    _, tokenizer = teacher.load(params.load().teacher, model=False)
+    ids = tokenizer("the é 🙂 king", add_special_tokens=False)["input_ids"]
+    for count in range(len(ids) + 1):
+        found = text.pieces(tokenizer, ids[:count])
+        assert len(found) == count
+        assert "".join(found) == tokenizer.decode(ids[:count])
+    smile = [piece.strip() for piece in found].index("🙂")
+    assert found[smile - 1] == ""
+
+
+def test_a_sample_has_a_text_and_a_kl_for_each_token(workspace: Workspace) -> None:
+    workspace.run("tokenize", "cache-logits", "distill none", "sample none")
+    for sample in read_json("results/sample/none/0/record.json")["samples"]:
+        assert "".join(sample["tokens"]) == sample["text"]
+        assert len(sample["tokens"]) == len(sample["token_kl"]) == 8
+        assert min(sample["token_kl"]) > 0
