@@ -76,9 +76,9 @@ class Objective(nn.Module):
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> Tensor:
-    """|| ours - theirs ||^2 / || theirs ||^2 of (..., C), over all of them: a scalar without units."""
-    ours, theirs = wide(ours, theirs)
-    return (ours - theirs).square().sum() / theirs.square().sum()
+    """|| ours - theirs ||^2 / || theirs ||^2 of each block (b, T, C), averaged over blocks: a scalar without units."""
+    ours, theirs = (t.flatten(1) for t in wide(ours, theirs))
+    return ((ours - theirs).square().sum(1) / theirs.square().sum(1)).mean()
 
 
 class Transfer(Objective):
