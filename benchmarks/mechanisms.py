@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from attnopt import mechanisms
 from attnopt.bench import BenchParams, Phase
 from attnopt.bench.operation import OperationRunner
-from attnopt.bench.run import GPT2, latency, memory
+from attnopt.bench.run import GPT2, latency
 from attnopt.bench.subjects import Operation, Runner, Setting, Subject, Work
+from attnopt.bench.weigh import memory
 from attnopt.files import environment, read_json, write_json
 from attnopt.mechanisms.base import Inputs, State
 from attnopt.ops.linear import linear_attention
@@ -125,6 +126,9 @@ class _Bound:
 
     def declared_bytes(self, length: int) -> int:
         return self.runner.declared_bytes(self.length)
+
+    def weight_bytes(self) -> int:
+        return self.runner.weight_bytes()
 
     def is_synthetic(self, phase: Phase, length: int) -> bool:
         return False

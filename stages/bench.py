@@ -13,6 +13,7 @@ def run(name: str) -> None:
     start_server()
 
     from attnopt import mechanisms, params
+    from attnopt.bench.capacity import capacities
     from attnopt.bench.record import record
     from attnopt.bench.run import measure
     from attnopt.files import write_json, written_aside
@@ -25,7 +26,9 @@ def run(name: str) -> None:
     control = mechanisms.load(variant.kind).control
     with written_aside(RESULTS / "bench" / name) as aside:
         aside.mkdir()
-        write_json(aside / "record.json", record(name, variant.kind, control, settings.bench, load_before, found))
+        made = record(name, variant.kind, control, settings.bench, load_before, found)
+        made["capacity"] = capacities(found, settings.bench.memory_gib)
+        write_json(aside / "record.json", made)
 
 
 def _plans(settings: Any, name: str) -> list[Any]:

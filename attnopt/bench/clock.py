@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+ENOUGH = 200
+"""Rounds after which more tell nothing new, however quick they are."""
+
 
 class Limits(NamedTuple):
     """When the rounds end."""
@@ -52,15 +55,18 @@ def seconds(run: Callable[[Any], object], given: Any = None, cuda: bool = False)
 def interleave(samplers: Mapping[str, Callable[[], float]], limits: Limits, seed: int = 0) -> dict[str, list[float]]:
     """Rounds that take one sample of everything, each round in a new random order, so that drift hits all alike.
 
-    They end when `min_iterations` rounds are done and `min_seconds` have passed. A sampler whose samples have cost
-    more than `max_seconds` drops out with those it has, which may be fewer than `min_iterations`.
+    They end when `min_iterations` rounds are done and `min_seconds` have passed, or `ENOUGH` rounds are done. A
+    sampler whose samples have cost more than `max_seconds` drops out with those it has, which may be fewer than
+    `min_iterations`.
     """
     order = random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     spent = dict.fromkeys(samplers, 0.0)
     active, start, rounds = list(samplers), time.perf_counter(), 0
     with no_collection():
-        while active and (rounds < limits.min_iterations or time.perf_counter() - start < limits.min_seconds):
+        while active and (
+            rounds < limits.min_iterations or (rounds < ENOUGH and time.perf_counter() - start < limits.min_seconds)
+        ):
             for name in order.sample(active, len(active)):
                 before = time.perf_counter()
                 samples[name].append(samplers[name]())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attnopt import mechanisms
 from attnopt.bench import Phase
-from attnopt.bench.subjects import Setting, Work
+from attnopt.bench.subjects import Setting, Work, weight_bytes
 from attnopt.hf.attach import mechanisms_of
 from attnopt.hf.layers import attention_layers, describe
 from attnopt.mechanisms.base import State, measured_bytes
@@ -22,6 +22,7 @@ class ModelRunner:
     def __init__(self, model: Any, setting: Setting):
         self.model = model.to(setting.device, setting.dtype).eval()
         self.setting = setting
+        self.weights = weight_bytes(self.model)
 
     def work(self, phase: Phase, length: int) -> Work:
         tokens = self.setting.decode_tokens if phase == "decode" else 0
@@ -61,6 +62,9 @@ class ModelRunner:
             layers = attention_layers(self.model)
             own = [softmax(describe(self.model, layer), softmax.Options()) for layer in layers]
         return sum(m.state_bytes(self.setting.batch, length, self.setting.dtype) for m in own)
+
+    def weight_bytes(self) -> int:
+        return self.weights
 
     def is_synthetic(self, phase: Phase, length: int) -> bool:
         needed = length + (self.setting.decode_tokens if phase == "decode" else 0)

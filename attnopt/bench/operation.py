@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnopt.bench import Phase
-from attnopt.bench.subjects import Setting, Work
+from attnopt.bench.subjects import Setting, Work, weight_bytes
 from attnopt.mechanisms.base import Geometry, Inputs, State, measured_bytes
 
 
@@ -58,6 +58,9 @@ class OperationRunner:
 
     def declared_bytes(self, length: int) -> int:
         return self.module.state_bytes(self.setting.batch, length, self.setting.dtype)
+
+    def weight_bytes(self) -> int:
+        return weight_bytes(self.module)
 
     def is_synthetic(self, phase: Phase, length: int) -> bool:
         return False

@@ -9,6 +9,8 @@ from attnopt import files
 from attnopt.bench import BenchParams, Phase
 from attnopt.bench.clock import quartiles
 from attnopt.bench.isolate import Outcome
+from attnopt.bench.subjects import dtype_of
+from attnopt.device import resolve
 
 Level = Literal["model", "operation"]
 
@@ -17,7 +19,13 @@ class Measurement(BaseModel):
     """One subject in one phase at one length; times in `unit`, None where nothing could be measured.
 
     Attributes:
-        peak_mib: most memory held at any moment of the phase, above the loaded subject and its inputs.
+        peak_mib: most memory held at any moment of the phase, above the loaded subject and its inputs: the kernel's
+            high-water mark of the resident set on a CPU, the allocator's on a GPU.
+        peak_sampled_mib: the same, sampled from another process, which may miss the top; None on a GPU.
+        peak_allocated_mib: the same by torch's allocator.
+        memory_agrees: whether these two are within a tenth of each other, or two MiB.
+        peak_reserved_mib: what a GPU's allocator took from the driver meanwhile; None on a CPU.
+        weight_bytes: of the subject's parameters and buffers.
         state_bytes, state_bytes_declared: of the whole batch after `length` tokens; None in phase train.
     """
 
@@ -34,6 +42,11 @@ class Measurement(BaseModel):
     q1: float | None = None
     q3: float | None = None
     peak_mib: float | None = None
+    peak_sampled_mib: float | None = None
+    peak_allocated_mib: float | None = None
+    peak_reserved_mib: float | None = None
+    memory_agrees: bool | None = None
+    weight_bytes: int | None = None
     state_bytes: int | None = None
     state_bytes_declared: int | None = None
     synthetic_positions: bool = False
@@ -49,7 +62,8 @@ def record(
     Args:
         load_before: processes that wanted a core in the minute before the bench.
     """
-    environment = files.environment() | {"threads": params.cpu_threads(), "dtype": params.dtype}
+    dtype = str(dtype_of(params, resolve(params.device))).removeprefix("torch.")
+    environment = files.environment() | {"threads": params.cpu_threads(), "dtype": dtype}
     environment["load_before"] = round(load_before, 2)
     if params.device == "cpu":
         environment["device"] = "cpu"

@@ -1,4 +1,4 @@
-"""Run the bench: a fresh process for every level and length for latency, and for every subject there for memory."""
+"""Run the bench: a fresh process for every level, phase and length for latency, and for every subject for memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,15 +8,14 @@ from attnopt import mechanisms
 from attnopt.bench import BenchParams, Phase
 from attnopt.bench.clock import Limits, interleave, quartiles, seconds
 from attnopt.bench.isolate import Stopped, fresh
-from attnopt.bench.memory import high_water, resting, return_freed_memory
 from attnopt.bench.record import Level, Measurement, summary, table, unit_of
-from attnopt.bench.subjects import Operation, Runner, Setting, Subject, Work, settle
+from attnopt.bench.subjects import Operation, Setting, Subject, Work, settle
+from attnopt.bench.weigh import Fields, weigh
 from attnopt.errors import UserError
 from attnopt.mechanisms.base import Geometry
 
-MIB = 2**20
 GPT2 = Geometry(heads=12, kv_heads=12, head_dim=64, hidden=768, scaling=64**-0.5)
-Fields = dict[str, Any]
+ALONE = BenchParams(longest_train=1024)
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,24 @@ class Plan:
 def measure(
     plans: Sequence[Plan], params: BenchParams, progress: Callable[[list[Any]], Iterable[Any]] = iter
 ) -> list[Measurement]:
-    """All phases of all plans' subjects and lengths. Raises UserError, and RuntimeError where a subject fails."""
-    found = []
-    steps = [(plan, length) for plan in plans for length in plan.lengths]
-    for plan, length in progress(steps):
-        times = latency(plan.subjects, length, params)
-        peaks = {subject.name: memory(subject, length, params) for subject in plan.subjects}
-        for phase in params.phases:
-            for subject in plan.subjects:
-                fields = _merge(times[phase, subject.name], peaks[subject.name][phase])
-                found.append(_measurement(plan.level, phase, length, params.batch, subject.name, fields))
-    return found
+    """All phases of all plans' subjects, lengths and batches. Raises UserError; RuntimeError where a subject fails."""
+    return [row for plan, at, length in progress(_steps(plans, params)) for row in _side_by_side(plan, at, length)]
+
+
+def _steps(plans: Sequence[Plan], params: BenchParams) -> list[tuple[Plan, BenchParams, int]]:
+    """Further batches, of the whole model alone, come after everything at the first one."""
+    every = [(plan, params.at(n, params.batch), n) for plan in plans for n in plan.lengths]
+    models = [plan for plan in plans if plan.level == "model"]
+    every += [(plan, params.at(n, batch), n) for batch in params.batches for plan in models for n in plan.lengths]
+    return [step for step in every if step[1].phases]
+
+
+def _side_by_side(plan: Plan, params: BenchParams, length: int) -> Iterator[Measurement]:
+    times = latency(plan.subjects, length, params)
+    peaks = weigh(plan.subjects, length, params)
+    for phase, subject in ((p, s.name) for p in params.phases for s in plan.subjects):
+        fields = _merge(times[phase, subject], peaks[phase, subject])
+        yield _measurement(plan.level, phase, length, params.batch, subject, fields)
 
 
 def bench_operation(kind: str, lengths: Sequence[int], params: BenchParams | None = None) -> str:
@@ -56,7 +62,7 @@ def bench_operation(kind: str, lengths: Sequence[int], params: BenchParams | Non
     except ValueError as error:
         raise UserError(str(error)) from None
     subjects = [Operation(kind, GPT2), Operation("softmax", GPT2, name="softmax")]
-    return table(measure([Plan("operation", subjects, lengths)], params or BenchParams()), kind)
+    return table(measure([Plan("operation", subjects, lengths)], params or ALONE), kind)
 
 
 def _measurement(level: Level, phase: Phase, length: int, batch: int, subject: str, fields: Fields) -> Measurement:
@@ -71,11 +77,16 @@ def _merge(time: Fields, memory: Fields) -> Fields:
 
 
 def latency(subjects: Sequence[Subject], length: int, params: BenchParams) -> dict[tuple[Phase, str], Fields]:
-    """Times of all phases, interleaved over the subjects; one that stops its process is left out, the others go on."""
-    found: dict[tuple[Phase, str], Fields] = {}
+    """Times of all phases, in a process for each, interleaved over the subjects."""
+    found = {phase: _together(subjects, phase, length, params) for phase in params.phases}
+    return {(phase, name): fields for phase, by_name in found.items() for name, fields in by_name.items()}
+
+
+def _together(subjects: Sequence[Subject], phase: Phase, length: int, params: BenchParams) -> dict[str, Fields]:
+    """Times of one phase; a subject that stops the process is left out, the others go on in another one."""
+    found: dict[str, Fields] = {}
     waiting = list(subjects)
     while waiting:
-        phases = [p for p in params.phases if any((p, s.name) not in found for s in waiting)]
         doing: str | None = None
         alone, together = 2 * params.max_seconds, 2 * (len(waiting) + 1) * params.max_seconds
 
@@ -83,7 +94,7 @@ def latency(subjects: Sequence[Subject], length: int, params: BenchParams) -> di
             return alone if isinstance(item, str) else together
 
         try:
-            for item in fresh(_latency, waiting, phases, length, params, patience=patience):
+            for item in fresh(_latency, waiting, phase, length, params, patience=patience):
                 if isinstance(item, dict):
                     found |= item
                 else:
@@ -91,33 +102,27 @@ def latency(subjects: Sequence[Subject], length: int, params: BenchParams) -> di
             break
         except Stopped as stop:
             guilty = [s for s in waiting if doing in (None, s.name)]
-            missing = ((p, s.name) for s in guilty for p in phases)
-            found = {key: {"outcome": stop.outcome} for key in missing} | found
+            found |= {s.name: {"outcome": stop.outcome} for s in guilty}
             waiting = [s for s in waiting if s not in guilty]
     return found
 
 
 def _latency(
-    subjects: Sequence[Subject], phases: Sequence[Phase], length: int, params: BenchParams
-) -> Iterator[str | dict[tuple[Phase, str], Fields] | None]:
-    """Yields the name of the subject at work (None: all in turn) and, at the end of a phase, its results."""
+    subjects: Sequence[Subject], phase: Phase, length: int, params: BenchParams
+) -> Iterator[str | dict[str, Fields] | None]:
+    """Yields the name of the subject at work (None: all in turn) and, at the end, the results."""
     setting = settle(params)
-    runners: dict[str, Runner] = {}
+    samplers: dict[str, Callable[[], float]] = {}
+    synthetic: dict[str, bool] = {}
     for subject in subjects:
         yield subject.name
-        runners[subject.name] = subject.load(setting)
-    for phase in phases:
-        samplers: dict[str, Callable[[], float]] = {}
-        for name, runner in runners.items():
-            yield name
-            samplers[name] = sampler(runner.work(phase, length), setting)
-            samplers[name]()
-        yield None
-        results = _timed(samplers, params)
-        yield {
-            (phase, name): results[name] | {"synthetic_positions": runner.is_synthetic(phase, length)}
-            for name, runner in runners.items()
-        }
+        runner = subject.load(setting)
+        synthetic[subject.name] = runner.is_synthetic(phase, length)
+        samplers[subject.name] = sampler(runner.work(phase, length), setting)
+        samplers[subject.name]()
+    yield None
+    results = _timed(samplers, params)
+    yield {name: fields | {"synthetic_positions": synthetic[name]} for name, fields in results.items()}
 
 
 def sampler(work: Work, setting: Setting) -> Callable[[], float]:
@@ -150,46 +155,3 @@ def _fields(samples: Sequence[float], params: BenchParams) -> Fields:
         "outcome": "ok" if done else "over-time",
         "noisy": quartiles(samples).spread > params.max_spread,
     }
-
-
-def memory(subject: Subject, length: int, params: BenchParams) -> dict[Phase, Fields]:
-    """Peak and state of all phases of one subject, in one fresh process."""
-    found: dict[Phase, Fields] = {}
-    try:
-        for phase, fields in fresh(_memory, subject, length, params, patience=lambda _: 2 * params.max_seconds):
-            found[phase] = fields
-    except Stopped as stop:
-        found = {p: {"outcome": stop.outcome} for p in params.phases} | found
-    return found
-
-
-def _memory(subject: Subject, length: int, params: BenchParams) -> Iterator[tuple[Phase, Fields]]:
-    setting = settle(params)
-    return_freed_memory()
-    runner = subject.load(setting)
-    for phase in params.phases:
-        _warm_up(runner.work(phase, max(1, length // 2)))
-        yield phase, _peak(runner, phase, length, setting)
-
-
-def _peak(runner: Runner, phase: Phase, length: int, setting: Setting) -> Fields:
-    work = runner.work(phase, length)
-    before = resting(setting.cuda)
-    context = work.context()
-    state = runner.state_bytes(context) if phase == "decode" else None
-    with high_water(setting.cuda) as peak:
-        left = work.run(context)
-    if phase == "prefill":
-        state = runner.state_bytes(left)
-    declared = None if phase == "train" else runner.declared_bytes(length)
-    return {
-        "peak_mib": (peak.bytes - before) / MIB,
-        "state_bytes": state,
-        "state_bytes_declared": declared,
-        "outcome": "ok",
-    }
-
-
-def _warm_up(work: Work) -> None:
-    """Half the length: libraries' buffers and threads exist afterwards, tables of the full length do not."""
-    work.run(work.context())

@@ -10,7 +10,7 @@ import torch
 from attnopt import mechanisms, teacher
 from attnopt.bench import BenchParams, Phase
 from attnopt.device import resolve
-from attnopt.mechanisms.base import Geometry
+from attnopt.mechanisms.base import Geometry, measured_bytes
 from attnopt.params import TeacherParams
 
 
@@ -33,9 +33,22 @@ def settle(params: BenchParams) -> Setting:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     torch.set_num_threads(params.cpu_threads())
     torch.manual_seed(0)
-    return Setting(params.batch, params.decode_tokens, getattr(torch, params.dtype), resolve(params.device))
+    device = resolve(params.device)
+    return Setting(params.batch, params.decode_tokens, dtype_of(params, device), device)
+
+
+def dtype_of(params: BenchParams, device: torch.device) -> torch.dtype:
+    if params.dtype != "auto":
+        return getattr(torch, params.dtype)
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def weight_bytes(module: torch.nn.Module) -> int:
+    """Bytes of a module's parameters and buffers, each storage counted once."""
+    return measured_bytes([*module.parameters(), *module.buffers()])
 
 
 def _same(context: Any) -> Any:
@@ -72,6 +85,9 @@ class Runner(Protocol):
         """Of the decoding state that a prefill's run, or a decode's context, returned."""
 
     def declared_bytes(self, length: int) -> int: ...
+
+    def weight_bytes(self) -> int:
+        """Of parameters and buffers."""
 
     def is_synthetic(self, phase: Phase, length: int) -> bool:
         """Whether the phase needs more positions than the model has."""

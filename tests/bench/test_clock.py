@@ -44,6 +44,7 @@ def fake(monkeypatch) -> Clock:
 def test_interleave_goes_on_for_the_minimum_time(fake):
     found = interleave({"a": lambda: fake.work(1)}, Limits(2, 7, 60))
     assert found["a"] == [1] * 7
+    assert len(interleave({"a": lambda: fake.work(1e-6)}, Limits(2, 7, 60))["a"]) == clock.ENOUGH
 
 
 def test_a_sampler_over_its_time_drops_out_and_the_others_go_on(fake):
@@ -74,3 +75,24 @@ def test_seconds_measures_the_run_and_hands_over_what_it_is_given():
     taken = seconds(lambda x: given.append(x) or time.sleep(0.02), "context")
     assert given == ["context"]
     assert 0.02 <= taken < 2
+
+
+def test_a_gpu_is_timed_by_its_own_events(monkeypatch):
+    """The time of the stream between two events, not of the call that only queued the work."""
+    stream = []
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = sum(stream)
+
+        def synchronize(self) -> None:
+            stream.append(0)
+
+        def elapsed_time(self, end: "Event") -> float:
+            return end.at - self.at
+
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    assert seconds(stream.append, 250.0, cuda=True) == 0.25

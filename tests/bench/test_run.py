@@ -6,14 +6,15 @@ import torch
 from attnopt.bench import BenchParams
 from attnopt.bench.clock import quartiles
 from attnopt.bench.fits import fit_exponent
-from attnopt.bench.run import Plan, _timed, bench_operation, latency, measure, memory
+from attnopt.bench.run import Plan, _timed, bench_operation, latency, measure
 from attnopt.bench.subjects import Operation
+from attnopt.bench.weigh import memory
 from attnopt.errors import UserError
 from attnopt.mechanisms import Geometry
 
 from .toys import MIB, Planted, TinyGPT2, Toy
 
-QUICK = BenchParams(phases=["prefill"], threads=1, device="cpu", max_spread=1e9)
+QUICK = BenchParams(phases=["prefill"], threads=1, device="cpu", max_spread=1e9, min_seconds=0)
 FEW = QUICK.model_copy(update={"min_iterations": 3})
 
 
@@ -26,7 +27,17 @@ def test_a_known_sleep_is_measured_within_a_tenth():
 
 @pytest.mark.parametrize("mib", [4, 64])
 def test_a_known_allocation_is_measured_within_a_tenth(mib):
-    assert memory(Toy("variant", mib=mib), 1, QUICK)["prefill"]["peak_mib"] == pytest.approx(mib, rel=0.1)
+    fields = memory(Toy("variant", mib=mib, seconds=0.2), 1, QUICK)["prefill"]
+    for ruler in ("peak_mib", "peak_sampled_mib", "peak_allocated_mib"):
+        assert fields[ruler] == pytest.approx(mib, rel=0.1), ruler
+    assert fields["memory_agrees"]
+
+
+def test_memory_behind_the_allocators_back_is_flagged():
+    fields = memory(Toy("variant", mib=16, outside=16), 1, QUICK)["prefill"]
+    assert fields["peak_mib"] == pytest.approx(32, rel=0.1)
+    assert fields["peak_allocated_mib"] == pytest.approx(16, rel=0.1)
+    assert fields["memory_agrees"] is False
 
 
 def test_linear_and_quadratic_time_are_recovered():
@@ -109,7 +120,7 @@ def test_noise_is_measured_again_once_and_flagged_where_it_stays():
         calls["noisy"] += 1
         return float(calls["noisy"] % 2 + 1)
 
-    found = _timed({"steady": steady, "noisy": noisy}, BenchParams())
+    found = _timed({"steady": steady, "noisy": noisy}, BenchParams(min_seconds=0))
     assert calls == {"steady": 20, "noisy": 20}
     assert found["noisy"]["noisy"]
     assert not found["steady"]["noisy"]
@@ -117,7 +128,7 @@ def test_noise_is_measured_again_once_and_flagged_where_it_stays():
 
 def test_of_two_takes_the_calmer_is_kept():
     values = iter([1.0, 2.0] * 5 + [3.0] * 10)
-    found = _timed({"a": lambda: next(values)}, BenchParams())["a"]
+    found = _timed({"a": lambda: next(values)}, BenchParams(min_seconds=0))["a"]
     assert quartiles(found["samples"]).spread == 0
     assert (found["median"], found["noisy"]) == (3000.0, False)
 

@@ -21,7 +21,7 @@ PARAMS = """\
 variants: {narrow: window}
 seeds: [3]
 teacher: {source: path, path: teacher}
-bench: {lengths: [16, 32], operation_lengths: [48], min_iterations: 2, decode_tokens: 2, threads: 1, device: cpu}
+bench: {lengths: [16, 32], operation_lengths: [48], min_iterations: 2, min_seconds: 0, max_spread: 1.0e+9, longest_train: 16, decode_tokens: 2, threads: 1, device: cpu}
 narrow: {window: 4, sinks: 1}
 """
 
@@ -56,8 +56,15 @@ def test_the_stage_writes_a_record_of_both_levels(project):
     rows = {(m["level"], m["phase"], m["length"], m["subject"]): m for m in made["measurements"]}
     where = [("model", 16), ("model", 32), ("operation", 48)]
     assert rows.keys() == {
-        (a, p, n, s) for a, n in where for p in ("prefill", "decode") for s in ("variant", "softmax")
+        (a, p, n, s)
+        for a, n in where
+        for p in ("prefill", "decode", "train")[: 3 if n <= 16 else 2]
+        for s in ("variant", "softmax")
     }
+    assert [(c["length"], c["subject"]) for c in made["capacity"]] == [
+        (n, s) for n in (16, 32) for s in ("variant", "softmax")
+    ]
+    assert all(c["sequences"] > 1000 for c in made["capacity"])
     assert {m["outcome"] for m in rows.values()} == {"ok"}
     assert all(len(m["samples"]) == 2 for m in rows.values())
     cls = mechanisms.load("window")
@@ -65,10 +72,10 @@ def test_the_stage_writes_a_record_of_both_levels(project):
         mechanisms.Geometry(heads=2, kv_heads=2, head_dim=16, hidden=32, scaling=0.25), cls.Options(window=4, sinks=1)
     )
     layers = {"model": 2, "operation": 1}
-    for (level, _, length, subject), m in rows.items():
+    for (level, phase, length, subject), m in rows.items():
         assert m["synthetic_positions"] == (level == "model" and length == 32)
         expected = window.state_bytes(1, length, torch.float32) if subject == "variant" else 2 * 32 * length * 4
-        assert m["state_bytes_declared"] == expected * layers[level]
+        assert m["state_bytes_declared"] == (None if phase == "train" else expected * layers[level])
 
 
 def test_the_benchmark_script_measures_what_its_results_lack(tmp_path, monkeypatch, capsys):

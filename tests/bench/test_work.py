@@ -10,7 +10,7 @@ from attnopt.bench import BenchParams
 from attnopt.bench.model import ModelRunner, extend_positions, position_table
 from attnopt.bench.operation import OperationRunner
 from attnopt.bench.run import sampler
-from attnopt.bench.subjects import Operation, Setting, Work
+from attnopt.bench.subjects import Operation, Setting, Work, dtype_of
 from attnopt.hf.attach import attach
 from attnopt.mechanisms import load
 from attnopt.mechanisms.base import Geometry
@@ -106,3 +106,23 @@ def test_params_refuse_what_cannot_be():
     for wrong in ({"lengths": []}, {"min_iterations": 1}, {"phases": ["prefil"]}, {"length": [1]}, {"dtype": "int8"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             BenchParams.model_validate(wrong)
+
+
+def test_a_training_step_is_measured_up_to_its_longest_context_and_at_the_first_batch():
+    params = BenchParams(longest_train=64, batches=[4])
+    assert params.at(64, 1).phases == ["prefill", "decode", "train"]
+    assert params.at(65, 1).phases == ["prefill", "decode"]
+    assert (params.at(64, 4).phases, params.at(64, 4).batch) == (["prefill", "decode"], 4)
+    assert "train" in BenchParams(longest_train=None).at(10**6, 1).phases
+
+
+def test_weights_are_counted_once_with_their_buffers():
+    model = gpt2()
+    tied = sum(p.numel() for p in model.parameters()) * 4
+    assert ModelRunner(model, SETTING).weight_bytes() == tied + sum(b.nbytes for b in model.buffers())
+
+
+def test_the_precision_is_the_devices_own_unless_told():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [dtype_of(BenchParams(), d) for d in (cpu, gpu)] == [torch.float32, torch.bfloat16]
+    assert dtype_of(BenchParams(dtype="float16"), cpu) == torch.float16

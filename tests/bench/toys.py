@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -26,12 +27,14 @@ class Toy:
     """Sleeps `seconds` and holds `mib` for a moment at length 1, `length^exponent` times that at others.
 
     Attributes:
+        outside: MiB that are held as well, behind the back of torch's allocator.
         fault: what happens instead, in phase `fails_in`.
     """
 
     name: str
     seconds: float = 0.0
     mib: float = 0.0
+    outside: int = 0
     exponent: float = 0.0
     fault: Literal["memory", "allocator", "killed", "hangs", "broken"] | None = None
     fails_in: Phase = "prefill"
@@ -46,9 +49,13 @@ class Toy:
     def _cost(self, length: int) -> None:
         times = length**self.exponent
         if self.mib:
-            torch.ones(int(self.mib * times * MIB), dtype=torch.uint8)
+            held = torch.ones(int(self.mib * times * MIB), dtype=torch.uint8)
+        if self.outside:
+            np.ones(self.outside * MIB, dtype=np.uint8)
         if self.seconds:
             time.sleep(self.seconds * times)
+        if self.mib:
+            del held
 
     def _fail(self, fault: str) -> None:
         if fault == "memory":
@@ -65,6 +72,9 @@ class Toy:
         return 0
 
     def declared_bytes(self, length: int) -> int:
+        return 0
+
+    def weight_bytes(self) -> int:
         return 0
 
     def is_synthetic(self, phase: Phase, length: int) -> bool:
