@@ -3,7 +3,6 @@
 Each question is asked on a few blocks and answered by rows for the record, none where it does not apply.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,12 +13,11 @@ import torch
 from torch import Tensor
 
 from attnopt.evaluate import mean_and_error
-from attnopt.hf.attach import attach, mechanisms_of
+from attnopt.hf.attach import mechanisms_of
 from attnopt.hf.layers import attention_layers
-from attnopt.mechanisms import load
 from attnopt.mechanisms.base import Mechanism
 from attnopt.params import EvaluateParams
-from attnopt.student import layer_inputs
+from attnopt.student import layer_inputs, softmax_copy
 from attnopt.teacher import Head, head_of, hidden_states
 
 Row = dict[str, Any]
@@ -37,8 +35,7 @@ class Probes:
 
     def __init__(self, teacher: Any, blocks: np.ndarray, fit_blocks: np.ndarray, params: EvaluateParams):
         self.params, self.teacher, self.head = params, teacher, head_of(teacher)
-        softmax = load("softmax")
-        self.copied = attach(copy.deepcopy(teacher), softmax, softmax.Options())
+        self.copied = softmax_copy(teacher)
         self.batches = _tensor(blocks[: params.probe_blocks], teacher.device).split(params.batch)
         self.fit_ids = _tensor(fit_blocks[: params.probe_blocks], teacher.device)
         with torch.no_grad():

@@ -19,7 +19,7 @@ def run(name: str) -> None:
     loaded, _ = material.load(settings)
     loaded.teacher.to(resolve(settings.evaluate.device))
     probes = Probes(loaded.teacher, loaded.blocks["valid"], loaded.blocks["train"], settings.evaluate)
-    for seed in settings.seeds:
+    for seed in variant.seeds:
         student = delta.load(MODELS / name / str(seed), loaded.teacher.device)
         splits = {split: _measure(settings, loaded, student, split, f"{name}/{seed}") for split in ("valid", "test")}
         with written_aside(RESULTS / "evaluate" / name / str(seed)) as aside:

@@ -14,7 +14,7 @@ def run(name: str) -> None:
     model, tokenizer = teacher.load(settings.teacher)
     model.to(resolve(sample.device))
     originals = text.write(model, tokenizer, sample.prompts, sample, sample.seed)
-    for seed in bar(settings.seeds, name=f"{name} writes", unit="student"):
+    for seed in bar(variant.seeds, name=f"{name} writes", unit="student"):
         student = delta.load(MODELS / name / str(seed), model.device)
         written = text.write(student, tokenizer, sample.prompts, sample, sample.seed)
         record = {

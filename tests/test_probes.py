@@ -153,10 +153,10 @@ def test_features_in_some_layers_leave_softmax_in_the_others(probes: Probes, stu
 
 
 def test_the_stage_writes_all_answers(workspace: Workspace) -> None:
-    workspace.set(variants={"hedgehog": "hedgehog"}, hedgehog={"window": 4}, evaluate={"probe_blocks": 2})
+    workspace.set(variants={"hedgehog": "hedgehog"}, hedgehog={"window": 4, "seeds": [3]}, evaluate={"probe_blocks": 2})
     workspace.set(distill={"steps": 2})
     workspace.run("tokenize", "cache-logits", "distill hedgehog", "evaluate hedgehog")
-    record = read_json("results/evaluate/hedgehog/0/record.json")
+    record = read_json("results/evaluate/hedgehog/3/record.json")
     assert [row["layer"] for row in record["layers"]] == [0, 1]
     assert [row["branches"] for row in record["branches"]] == ["window", "far"]
     assert record["pruned"] == record["features"] == []
