@@ -1,4 +1,4 @@
-"""Text to blocks of tokens: three sources, one format on disk."""
+"""Text to blocks of tokens: three sources of documents, and the teacher itself; one format on disk."""
 
 import re
 from collections.abc import Callable
@@ -12,18 +12,23 @@ from attnopt.errors import UserError
 from attnopt.files import read_json, sha256, write_json
 from attnopt.params import CorpusParams
 
-SPLITS = ("train", "valid", "test")
+HELD_OUT = ("valid", "test")
+SPLITS = ("train", *HELD_OUT)
 Documents = dict[str, list[str]]
 
 
 def documents(params: CorpusParams) -> Documents:
-    """The documents of every split. Raises UserError naming the key or file where there are none to be had."""
+    """The documents of every split that is read. Raises UserError naming the key or file where there are none."""
     sources: dict[str, Callable[[CorpusParams], Documents]] = {"enwiki-sample": _enwiki, "hub": _hub, "files": _files}
-    found = sources[params.source](params)
-    for split in SPLITS:
+    found = sources[params.text](params)
+    for split in _read_splits(params):
         if not any(text.strip() for text in found[split]):
-            raise UserError(f"corpus.source {params.source}: the {split} split is empty")
+            raise UserError(f"corpus.source {params.text}: the {split} split is empty")
     return found
+
+
+def _read_splits(params: CorpusParams) -> tuple[str, ...]:
+    return HELD_OUT if params.source == "teacher" else SPLITS
 
 
 def split_documents(texts: list[str]) -> Documents:
@@ -44,12 +49,13 @@ def _files(params: CorpusParams) -> Documents:
     if not folder.is_dir():
         raise UserError(f"corpus.path: {folder} is no folder")
     found = {}
-    for split in SPLITS:
+    for split in _read_splits(params):
         path = folder / f"{split}.txt"
         try:
             found[split] = articles(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"corpus.path: {path} is missing; train.txt, valid.txt and test.txt are needed") from None
+            *others, last = (f"{split}.txt" for split in _read_splits(params))
+            raise UserError(f"corpus.path: {path} is missing; {', '.join(others)} and {last} are needed") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}") from None
     return found
@@ -74,7 +80,7 @@ def _hub(params: CorpusParams) -> Documents:
             "with no hub at hand set corpus.source to files and corpus.path to a folder"
         ) from None
     names = {"train": ("train",), "valid": ("validation", "valid", "dev"), "test": ("test",)}
-    return {split: _rows(found, names[split], params) for split in SPLITS}
+    return {split: _rows(found, names[split], params) for split in _read_splits(params)}
 
 
 def _rows(dataset: Any, names: tuple[str, ...], params: CorpusParams) -> list[str]:
@@ -97,25 +103,40 @@ def tokenize(texts: list[str], tokenizer: Any, block: int, max_tokens: int | Non
     end = tokenizer.eos_token_id
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     ids = [token for document in encoded for token in (*document, end)]
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
-    blocks = np.array(ids[: len(ids) // block * block], dtype=dtype).reshape(-1, block)
+    blocks: np.ndarray = np.array(ids[: len(ids) // block * block], dtype=_dtype(tokenizer)).reshape(-1, block)
     if max_tokens is not None and len(blocks) > max_tokens // block:
         blocks = blocks[np.linspace(0, len(blocks) - 1, max_tokens // block).astype(int)]
+    return blocks, _counts(texts, len(ids), len(blocks))
+
+
+def _dtype(tokenizer: Any) -> type:
+    return np.uint16 if len(tokenizer) <= 2**16 else np.int32
+
+
+def _counts(texts: list[str], tokens: int, blocks: int) -> dict[str, int]:
     words = sum(len(text.split()) + text.count("\n") for text in texts)
     size = sum(len(text.encode()) for text in texts)
-    return blocks, {"documents": len(texts), "words": words, "bytes": size, "tokens": len(ids), "blocks": len(blocks)}
+    return {"documents": len(texts), "words": words, "bytes": size, "tokens": tokens, "blocks": blocks}
 
 
-def write(params: CorpusParams, tokenizer: Any, out: Path) -> dict[str, Any]:
+def write(
+    params: CorpusParams, tokenizer: Any, out: Path, sample: Callable[[int], np.ndarray] | None = None
+) -> dict[str, Any]:
     """Tokenise the whole corpus into the folder `out`: {split}.npy and manifest.json, which is returned.
 
+    Args:
+        sample: gives so many blocks of the teacher's own text; needed for source teacher, and for no other.
     Raises: UserError where a split does not fill one block.
     """
     found = documents(params)
-    splits = {}
+    splits, digests = {}, [text for split in SPLITS for text in found.get(split, ())]
     for split in SPLITS:
         limit = params.max_tokens if split == "train" else params.max_eval_tokens
-        blocks, splits[split] = tokenize(found[split], tokenizer, params.block, limit)
+        if split == "train" and sample:
+            blocks, splits[split] = _as_corpus(sample((limit or 0) // params.block), tokenizer)
+            digests.append(sha256(blocks.tobytes()))
+        else:
+            blocks, splits[split] = tokenize(found[split], tokenizer, params.block, limit)
         if not len(blocks):
             tokens = splits[split]["tokens"]
             raise UserError(f"corpus: the {split} split has {tokens} tokens, fewer than one block of {params.block}")
@@ -123,7 +144,7 @@ def write(params: CorpusParams, tokenizer: Any, out: Path) -> dict[str, Any]:
     manifest = {
         "source": params.source,
         "name": params.id or params.path or wiki.SAMPLE,
-        "sha256": sha256(*(text for split in SPLITS for text in found[split])),
+        "sha256": sha256(*digests),
         "tokenizer": sha256(tokenizer.backend_tokenizer.to_str()),
         "vocabulary": len(tokenizer),
         "block": params.block,
@@ -131,6 +152,13 @@ def write(params: CorpusParams, tokenizer: Any, out: Path) -> dict[str, Any]:
     }
     write_json(out / "manifest.json", manifest)
     return manifest
+
+
+def _as_corpus(sampled: np.ndarray, tokenizer: Any) -> tuple[np.ndarray, dict[str, int]]:
+    """Sampled blocks as `tokenize` would give them; a document is what ends in an end-of-text token."""
+    counts = _counts(tokenizer.batch_decode(sampled, skip_special_tokens=True), sampled.size, len(sampled))
+    counts["documents"] = int((sampled == tokenizer.eos_token_id).sum())
+    return sampled.astype(_dtype(tokenizer)), counts
 
 
 def read(folder: Path, split: str) -> np.ndarray:

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SHARED, Workspace
 
-from attnopt import corpus, params, wiki
+from attnopt import corpus, params, sampling, teacher, wiki
 from attnopt.errors import UserError
 
 
 def test_blocks_hold_the_documents_in_order_each_with_its_end(workspace: Workspace) -> None:
     workspace.run("tokenize")
-    from attnopt import teacher
-
     _, tokenizer = teacher.load(params.load().teacher, model=False)
     manifest = json.loads(Path("data/corpus/manifest.json").read_text())
     for split, counts in manifest["splits"].items():
@@ -82,6 +81,51 @@ def test_the_official_wikitext_2_has_its_published_word_counts() -> None:
     found = corpus.documents(params.CorpusParams(source="files", path=str(SHARED / "wikitext-2")))
     words = {split: sum(len(t.split()) + t.count("\n") for t in texts) for split, texts in found.items()}
     assert words == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
+
+
+@torch.no_grad()
+def test_a_stream_is_drawn_token_by_token_from_the_whole_distribution(workspace: Workspace) -> None:
+    """Against sampling without a cache, token by token."""
+    model, _ = teacher.load(params.load().teacher)
+    drawn = sampling.stream(model, 0, 20, 3, 250, torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.zeros(3, 1, dtype=torch.int64)
+    for _ in range(19):
+        p = model(ids, use_cache=False).logits[:, -1].softmax(-1)[:, :250]
+        ids = torch.cat([ids, (p / p.sum(-1, keepdim=True)).multinomial(1, generator=generator)], 1)
+    assert torch.equal(drawn, ids)
+    assert drawn.max() < 250
+
+
+def test_sampled_blocks_are_cut_from_streams_and_depend_on_the_seed_alone(workspace: Workspace) -> None:
+    model, tokenizer = teacher.load(params.load().teacher)
+    found = sampling.blocks(model, tokenizer, 16, 11, seed=1, batch=2)
+    assert found.shape == (11, 16)
+    assert (found[::4, 0] == tokenizer.eos_token_id).all(), "64 positions hold four blocks of a stream"
+    assert len({tuple(block) for block in found.tolist()}) == 11
+    assert np.array_equal(found, sampling.blocks(model, tokenizer, 16, 11, seed=1, batch=2))
+    assert not np.array_equal(found, sampling.blocks(model, tokenizer, 16, 11, seed=2, batch=2))
+
+
+def test_the_teacher_writes_the_training_text_and_none_of_what_is_held_out(workspace: Workspace) -> None:
+    workspace.run("tokenize")
+    held_out = [corpus.read(Path("data/corpus"), split).tolist() for split in corpus.HELD_OUT]
+    real = json.loads(Path("data/corpus/manifest.json").read_text())
+    Path("text/train.txt").unlink()
+    workspace.set(corpus={"source": "teacher", "held_out": "files", "max_tokens": 1000})
+    workspace.run("tokenize", "cache-logits", "distill none")
+    assert [corpus.read(Path("data/corpus"), split).tolist() for split in corpus.HELD_OUT] == held_out
+    train = corpus.read(Path("data/corpus"), "train")
+    assert train.shape == (31, 32)
+    assert train.dtype == np.uint16
+    manifest = json.loads(Path("data/corpus/manifest.json").read_text())
+    assert (manifest["source"], manifest["splits"]["train"]["tokens"]) == ("teacher", 31 * 32)
+    workspace.set(corpus={"seed": 1})
+    workspace.run("tokenize")
+    other = json.loads(Path("data/corpus/manifest.json").read_text())
+    assert len({m["sha256"] for m in (real, manifest, other)}) == 3
+    Path("text/valid.txt").unlink()
+    refused("valid.txt is missing; valid.txt and test.txt are needed")
 
 
 def refused(expected: str) -> None:
