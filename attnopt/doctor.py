@@ -10,6 +10,7 @@ def diagnose() -> str:
 
     from attnopt import mechanisms
     from attnopt.device import precision, resolve
+    from attnopt.ops import kernels
     from attnopt.params import TeacherParams
     from attnopt.teacher import load
 
@@ -21,6 +22,7 @@ def diagnose() -> str:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "training precision": str(precision("auto", device)).removeprefix("torch."),
         "bundled teacher": f"{sum(p.numel() for p in model.parameters()):,} parameters",
+        **{f"kernel of {operation}": name for operation, name in kernels.plan(device.type).items()},
         "mechanisms": ", ".join(mechanisms.names()),
         "offline (HF_HUB_OFFLINE)": offline,
     }

@@ -1,1 +1,1 @@
-"""Kernels that several mechanisms share: plain torch, differentiable, linear in memory."""
+"""Kernels that several mechanisms share: plain torch, differentiable, linear in memory; fused twins on a GPU."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attnopt.mechanisms.base import wide
+from attnopt.ops import kernels
 
 EMPTY = -1e30
 """Added to a score to take the key out. A row without keys has an lse of about this, and merges as nothing."""
@@ -92,6 +93,8 @@ def band_attention(
         prefix: the sequence's first tokens, joined under the same softmax.
     Returns: out (B, H, T, D), lse (B, H, T). A row without keys has an lse of about EMPTY and a meaningless out.
     """
+    if kernels.ON and kernels.BAND.serves(q):
+        return kernels.BAND(q, k, v, window, scaling, bias=bias, prefix=prefix)
     past = k.shape[2] - q.shape[2]
     q, k, v = wide(q, k, v)
     window = min(window, k.shape[2])

@@ -15,6 +15,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attnopt.ops import kernels
 from attnopt.ops.pieces import Pieces
 
 CHUNK = 64
@@ -66,7 +67,7 @@ def linear_attention(
     pieces = Pieces(q.shape[2])
     for q_part, k_part, v_part in zip(q.split(segment, 2), k.split(segment, 2), v.split(segment, 2), strict=True):
         phi_q, phi_k = maps[0](q_part), maps[1](k_part)
-        out, norm, state = _features(phi_q, phi_k, v_part.to(phi_k), state or empty_state(phi_k, v))
+        out, norm, state = feature_attention(phi_q, phi_k, v_part.to(phi_k), state or empty_state(phi_k, v))
         pieces.add(out, norm)
     assert state is not None
     out, norm = pieces.joined()
@@ -102,11 +103,13 @@ def linear_attention_reference(
     return torch.stack(outs, 2), torch.stack(norms, 2), LinearState(sums, norm)
 
 
-def _features(q: Tensor, k: Tensor, v: Tensor, state: LinearState) -> tuple[Tensor, Tensor, LinearState]:
-    """`linear_attention` of the features of one segment."""
+def feature_attention(q: Tensor, k: Tensor, v: Tensor, state: LinearState) -> tuple[Tensor, Tensor, LinearState]:
+    """`linear_attention` of the features of one segment: q (B, H, T, F), k (B, G, T, F), v (B, G, T, D)."""
     if q.shape[2] == 1:
         state = absorb(k, v, state)
         return *recall(q, state), state
+    if kernels.ON and kernels.LINEAR.serves(q):
+        return kernels.LINEAR(q, k, v, state)
     out, norm, *after = _Segment.apply(q, k, v, *state)
     return out, norm, LinearState(*after)
 
