@@ -40,6 +40,8 @@ class BenchParams(BaseModel):
     """Further batch sizes at which the whole model's prefill and decoding are measured, at every length."""
     memory_gib: Annotated[float, Field(gt=0)] = 16.0
     """The memory for which the record says how many sequences can decode side by side."""
+    energy: Literal["rapl", "nvml"] | None = None
+    """Also measure energy: `nvml` of an NVIDIA GPU (needs nvidia-ml-py), `rapl` of the processor on Linux."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on a GPU, whose flash attention takes no float32, and float32 on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -26,6 +26,7 @@ class Measurement(BaseModel):
         memory_agrees: whether these two are within a tenth of each other, or two MiB.
         peak_reserved_mib: what a GPU's allocator took from the driver meanwhile; None on a CPU.
         weight_bytes: of the subject's parameters and buffers.
+        joules: of one run, or one token where it decodes, idle power included; None unless bench.energy is set.
         state_bytes, state_bytes_declared: of the whole batch after `length` tokens; None in phase train.
     """
 
@@ -47,6 +48,7 @@ class Measurement(BaseModel):
     peak_reserved_mib: float | None = None
     memory_agrees: bool | None = None
     weight_bytes: int | None = None
+    joules: float | None = None
     state_bytes: int | None = None
     state_bytes_declared: int | None = None
     synthetic_positions: bool = False
@@ -118,4 +120,5 @@ def _ratio(ours: Measurement | None, base: Measurement | None) -> str:
 
 def _number(m: Measurement | None, name: str, scale: float) -> str:
     value = None if m is None else getattr(m, name)
-    return "-" if value is None else f"{value / scale:.1f}"
+    disputed = " (disputed)" if m and name == "peak_mib" and m.memory_agrees is False else ""
+    return "-" if value is None else f"{value / scale:.1f}{disputed}"

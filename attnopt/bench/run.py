@@ -7,6 +7,7 @@ from typing import Any
 from attnopt import mechanisms
 from attnopt.bench import BenchParams, Phase
 from attnopt.bench.clock import Limits, interleave, quartiles, seconds
+from attnopt.bench.energy import energy
 from attnopt.bench.isolate import Stopped, fresh
 from attnopt.bench.record import Level, Measurement, summary, table, unit_of
 from attnopt.bench.subjects import Operation, Setting, Subject, Work, settle
@@ -45,9 +46,11 @@ def _steps(plans: Sequence[Plan], params: BenchParams) -> list[tuple[Plan, Bench
 def _side_by_side(plan: Plan, params: BenchParams, length: int) -> Iterator[Measurement]:
     times = latency(plan.subjects, length, params)
     peaks = weigh(plan.subjects, length, params)
-    for phase, subject in ((p, s.name) for p in params.phases for s in plan.subjects):
-        fields = _merge(times[phase, subject], peaks[phase, subject])
-        yield _measurement(plan.level, phase, length, params.batch, subject, fields)
+    for phase, subject in ((p, s) for p in params.phases for s in plan.subjects):
+        fields = _merge(times[phase, subject.name], peaks[phase, subject.name])
+        if params.energy and fields["outcome"] == "ok":
+            fields["joules"] = energy(subject, phase, length, params)
+        yield _measurement(plan.level, phase, length, params.batch, subject.name, fields)
 
 
 def bench_operation(kind: str, lengths: Sequence[int], params: BenchParams | None = None) -> str:
