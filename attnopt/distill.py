@@ -98,7 +98,7 @@ class Trainer:
             self.journal, before = Journal(**state["journal"]), state["before"]
         names = list(self.plan)
         for name in names[names.index(state["stage"]) if state else 0 :]:
-            stage = self._start(name, before, state)
+            stage = self.start(name, before, state)
             self._train(stage)
             self._finish(stage)
             before, state = before + stage.step, None
@@ -160,7 +160,8 @@ class Trainer:
         self.journal.coefficients += list(self._coefficients(0))
         self.journal.go_on()
 
-    def _start(self, name: str, before: int, state: dict[str, Any] | None) -> Stage:
+    def start(self, name: str, before: int = 0, state: dict[str, Any] | None = None) -> Stage:
+        """Begin a stage of the plan after `before` steps of others, or go on with it from a checkpoint's state."""
         objective = self._objective(name)
         trainable = objective.begin()
         params: StageParams = self.variant.stage(name)
@@ -176,8 +177,8 @@ class Trainer:
 
     def _train(self, stage: Stage) -> None:
         p = self.params
-        for parts in self._batches(stage):
-            loss, kl, norm = self._step(stage, parts)
+        for parts in self.batches(stage):
+            loss, kl, norm = self.update(stage, parts)
             stage.step += 1
             end = stage.step == stage.steps
             self._check_finite(loss, norm, stage.before + stage.step)
@@ -189,7 +190,7 @@ class Trainer:
             if stop:
                 break
 
-    def _batches(self, stage: Stage) -> Iterator[list[Part]]:
+    def batches(self, stage: Stage) -> Iterator[list[Part]]:
         """The parts of each step's batch; on a GPU read one step ahead, while it computes."""
         steps = range(stage.step, stage.steps)
         fetch = partial(self._fetch, stage)
@@ -215,7 +216,7 @@ class Trainer:
             parts.append((ids, self.material.targets("train", rows, ids, at) if wanted else None))
         return parts
 
-    def _step(self, stage: Stage, parts: list[Part]) -> tuple[Tensor, Tensor | None, Tensor]:
+    def update(self, stage: Stage, parts: list[Part]) -> tuple[Tensor, Tensor | None, Tensor]:
         """One update; returns the loss, the divergence where there is one, and the gradient's norm, on the device."""
         for group in stage.optimizer.param_groups:
             group["lr"] = group["peak"] * schedule(stage.step, stage.steps, stage.params.warmup)
@@ -300,7 +301,7 @@ class Trainer:
             "trained_parameters": sum(t.numel() for t in stage.trainable.parameters()),
             "seconds": round(seconds, 3),
             "flops": self.journal.flops[stage.name] * stage.step,
-            "kl_end": self.valid_kl(),
+            "kl_end": self.journal.history[-1]["valid_kl"] if stage.best is None else round(stage.best[0], 6),
         }
         self.journal.stages.append(row)
         self.group.wait()

@@ -84,13 +84,13 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
 
 
 def test_nan_stops_with_step_variant_and_last_checkpoint(prepared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = distill.Trainer._step
+    step = distill.Trainer.update
 
     def poisoned(self: distill.Trainer, stage: distill.Stage, parts: list) -> tuple:
         loss, kl, norm = step(self, stage, parts)
         return (loss * float("nan") if stage.step == 7 else loss), kl, norm
 
-    monkeypatch.setattr(distill.Trainer, "_step", poisoned)
+    monkeypatch.setattr(distill.Trainer, "update", poisoned)
     with pytest.raises(RunError, match=r"none, seed 0: the loss is nan .* at step 8; last good checkpoint: step 6 \("):
         prepared.run("distill none")
     assert not Path("models/none/0").exists()
