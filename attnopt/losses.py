@@ -26,7 +26,7 @@ from attnopt.teacher import Head
 
 Divergence = Literal["forward", "reverse", "jsd"]
 Term = Literal["forward", "reverse", "jsd", "none"]
-CACHE = 2**20
+CACHE = 2**21
 """Bytes of logits that the passes over the vocabulary take at a time on a CPU: what stays in its cache."""
 
 
