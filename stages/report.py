@@ -13,10 +13,16 @@ REPORTS = Path("reports")
 
 def run() -> None:
     settings = params.load()
-    for warning in page.write(Path(), settings.variants, settings.seeds, settings.report, REPORTS):
+    controls = settings.controls or None
+    for warning in page.write(Path(), settings.variants, _seeds(settings), settings.report, REPORTS, controls):
         print(f"note: {warning}")
     _histories(settings)
     print(f"the report lies at {REPORTS / 'index.html'}")
+
+
+def _seeds(settings: params.Params) -> list[int]:
+    """Those of any variant."""
+    return sorted({seed for name in settings.variants for seed in settings.variant(name).seeds})
 
 
 def _histories(settings: params.Params) -> None:
@@ -24,7 +30,7 @@ def _histories(settings: params.Params) -> None:
     with written_aside(REPORTS / "training") as aside:
         aside.mkdir()
         for name in settings.variants:
-            for seed in settings.seeds:
+            for seed in _seeds(settings):
                 history = RESULTS / "distill" / name / str(seed) / "history.csv"
                 if history.is_file():
                     shutil.copy(history, aside / f"{name}-{seed}.csv")

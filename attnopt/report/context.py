@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from attnopt.report import ReportParams, summary, words
-from attnopt.report.figures import Figure, Series, Style, numbered
+from attnopt.report.figures import SHAPES, Figure, Series, Style, numbered
 from attnopt.report.records import Records
 from attnopt.report.tables import Table
 
@@ -120,7 +120,11 @@ def _looks(records: Records) -> dict[str, Style]:
             looks[variant] = Style("leak", "cross", "1 4")
         else:
             taken = sum(look.colour.startswith("c") for look in looks.values())
-            looks[variant] = CONTROL_LOOKS.get(kind) or numbered(taken)
+            alike = sum(look.colour == "ink" for look in looks.values())
+            if kind == "softmax" and alike:
+                looks[variant] = Style("ink", SHAPES[alike % len(SHAPES)], "6 3")
+            else:
+                looks[variant] = CONTROL_LOOKS.get(kind) or numbered(taken)
     return looks
 
 

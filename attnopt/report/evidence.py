@@ -17,6 +17,7 @@ def results(context: Context) -> Table:
         "variant": column("variant", context.name),
         "KL forward": lambda r: words.plus_minus(r["kl"], r["kl_se"]),
         "spread over seeds": lambda r: words.number(r["kl_spread"], 2) if r["seeds"] > 1 else "one run",
+        "95 % t interval": lambda r: words.interval(r["kl_low"], r["kl_high"]) if r["seeds"] > 1 else words.MISSING,
         "KL reverse": column("kl_reverse", words.number),
         "JSD": column("jsd", words.number),
         "top-1 agrees": column("top1_agreement", words.percent),
@@ -26,6 +27,7 @@ def results(context: Context) -> Table:
         "per byte": column("ppl_byte", words.number),
         "trained weights": column("trained", words.millions),
         "tokens": column("tokens", words.millions),
+        "FLOPs": column("flops", words.flops),
         "time": column("seconds", words.duration),
     }
     own = {unit: context.quality[f"teacher_ppl_{unit}"].mean() for unit in ("token", "word", "byte")}
@@ -36,10 +38,18 @@ def results(context: Context) -> Table:
         columns=columns,
         frame=context.quality.drop(columns=["unfitted", "fitted", "end"]).reset_index(names="variant"),
         command="dvc repro distill evaluate",
-        note=f"The {context.params.split} split, means over seeds; ± is one standard error over blocks and seeds. "
+        note=f"The {context.params.split} split, means over seeds; ± is one standard error over blocks "
+        f"and seeds; the t interval is over seeds alone, {_runs(context)}. "
         f"KL and JSD in nats per token. The teacher's own perplexity: {teacher}.",
         text={"variant"},
     )
+
+
+def _runs(context: Context) -> str:
+    """How many there were of each variant."""
+    counts = context.quality["seeds"]
+    few, many = (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
+    return words.plural(few, "run") + " each" if few == many else f"{few} to {many} runs each"
 
 
 def everything(context: Context) -> list[Table]:

@@ -65,14 +65,21 @@ class Report:
         return [self.results, *asked, self.study, *self.evidence]
 
 
-def write(root: Path, variants: Mapping[str, str], seeds: Sequence[int], params: ReportParams, out: Path) -> list[str]:
+def write(
+    root: Path,
+    variants: Mapping[str, str],
+    seeds: Sequence[int],
+    params: ReportParams,
+    out: Path,
+    controls: Sequence[str] | None = None,
+) -> list[str]:
     """Read the records under `root`, write the report into the folder `out`: index.html, report.md, figures/, data/,
     metrics.json. Results of variants that are not listed are deleted first.
 
     Returns: the warnings that the page carries. Raises: UserError where there is no record, or a damaged one.
     """
     records.prune(root, variants)
-    report = Report.of(Context.of(records.read(root, variants, seeds), params))
+    report = Report.of(Context.of(records.read(root, variants, seeds, controls), params))
     with written_aside(out / "figures") as folder:
         folder.mkdir()
         drawn = {figure.name: [path.name for path in png.draw(figure, folder)] for figure in report.figures}

@@ -14,15 +14,25 @@ from attnopt.files import read_json
 
 STAGES = ("distill", "evaluate", "sample", "bench")
 CONTROLS = ("softmax", "none")
+"""Kinds that are controls where params.yaml names none."""
 MACHINE = ("cpu", "cores", "device", "dtype", "threads", "torch")
 
 # Columns that every table has, whatever the records say: of words, then of numbers.
 WHO = ("variant", "kind", "control", "seed")
-RUNS = ("kl_start_unfitted", "kl_start", "kl_end", "trained_parameters", "seconds", "budget_tokens", "budget_steps")
+RUNS = (
+    *("kl_start_unfitted", "kl_start", "kl_end", "trained_parameters", "seconds", "flops"),
+    *("budget_tokens", "budget_steps"),
+)
 LOG = ("step", "tokens", "kl", "valid_kl")
 PERPLEXITY = tuple(f"{whose}ppl_{unit}" for whose in ("", "teacher_") for unit in ("token", "word", "byte"))
 QUALITY = ("kl_forward", "kl_forward_se", "kl_reverse", "jsd", "top1_agreement", "ppl_ratio", *PERPLEXITY)
 SCORES = ("distinct_1", "distinct_2", "repetition", "teacher_ppl", "teacher_text_ppl")
+PROBES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "layers": ((), ("layer", "error")),
+    "branches": (("branches",), ("kl_forward", "kl_forward_se", "blocks")),
+    "pruned": ((), ("kept", "of", "threshold", "kl_forward")),
+    "features": ((), ("features", "draw", "kl_forward")),
+}
 MEASURED = ("length", "batch", "median", "q1", "q3", "peak_mib", "state_bytes")
 
 
@@ -31,11 +41,12 @@ class Records:
     """One run. Every table names variant and kind; all but `bench` and `environments` name the seed.
 
     Attributes:
-        runs: a row per distillation. history, coefficients: a row per log point.
+        runs: a row per distillation; stages: per stage of one. history, coefficients: a row per log point.
         quality: a row per run and split. positions: KL by position, likewise.
+        classes: a row per class of tokens. layers, branches, pruned, features: a row per probe of a student.
         samples: a row per generated text. bench: a row per measurement.
         environments: stage, variant and what it ran on.
-        settings: params.yaml as text. leaks: negative controls: shown, marked, never ranked.
+        settings: params.yaml as text. controls: shown, never ranked. leaks: negative controls: marked besides.
     """
 
     variants: dict[str, str]
@@ -43,19 +54,22 @@ class Records:
     teacher: dict[str, Any]
     settings: str
     runs: pd.DataFrame
+    stages: pd.DataFrame
     history: pd.DataFrame
     coefficients: pd.DataFrame
     quality: pd.DataFrame
     positions: pd.DataFrame
+    classes: pd.DataFrame
+    layers: pd.DataFrame
+    branches: pd.DataFrame
+    pruned: pd.DataFrame
+    features: pd.DataFrame
     samples: pd.DataFrame
     sampling: dict[str, Any]
     bench: pd.DataFrame
     environments: pd.DataFrame
     leaks: set[str]
-
-    @property
-    def controls(self) -> list[str]:
-        return [name for name, kind in self.variants.items() if kind in CONTROLS]
+    controls: list[str]
 
     @property
     def candidates(self) -> list[str]:
@@ -75,8 +89,13 @@ def prune(root: Path, variants: Iterable[str]) -> list[Path]:
     return gone
 
 
-def read(root: Path, variants: Mapping[str, str], seeds: Iterable[int]) -> Records:
+def read(
+    root: Path, variants: Mapping[str, str], seeds: Iterable[int], controls: Iterable[str] | None = None
+) -> Records:
     """All records of the listed variants and seeds under a project's root.
+
+    Args:
+        controls: variants that do not compete; None: those of the kinds in CONTROLS.
 
     Raises: UserError that names a damaged file, or says that there is nothing to report.
     """
@@ -92,6 +111,7 @@ def read(root: Path, variants: Mapping[str, str], seeds: Iterable[int]) -> Recor
         settings=settings.read_text(encoding="utf-8") if settings.is_file() else "",
         environments=pd.DataFrame(reader.environments),
         leaks=reader.leaks,
+        controls=[v for v, k in variants.items() if (k in CONTROLS if controls is None else v in set(controls))],
         **tables,
     )
 
@@ -116,30 +136,39 @@ class _Reader:
                     yield folder, who if seed is None else who | {"seed": seed}, record
 
     def distilled(self) -> dict[str, Any]:
-        rows, history, coefficients = [], [], []
+        rows, stages, history, coefficients = [], [], [], []
         for folder, who, record in self._found("distill"):
             budget = {f"budget_{key}": value for key, value in (record.get("budget") or {}).items()}
-            rows.append({k: v for k, v in record.items() if k not in ("environment", "budget")} | budget | who)
+            rows.append(
+                {k: v for k, v in record.items() if k not in ("environment", "budget", "stages")} | budget | who
+            )
+            stages += [stage | who for stage in record.get("stages") or []]
             history += _csv(folder / "history.csv", who)
             coefficients += _csv(folder / "coefficients.csv", who)
         return {
             "runs": _table(rows, (*WHO, "options", "layers", "budget_train"), RUNS),
+            "stages": _table(stages, (*WHO, "stage"), ("steps", "tokens", "seconds", "flops", "kl_end")),
             "history": _table(history, WHO, LOG),
             "coefficients": _table(coefficients, (*WHO, "name"), ("step", "layer", "head", "value")),
         }
 
     def evaluated(self) -> dict[str, Any]:
-        rows, positions = [], []
+        rows, positions, classes = [], [], []
+        probes: dict[str, list[dict[str, Any]]] = {name: [] for name in PROBES}
         for _, who, record in self._found("evaluate"):
+            for name, found in probes.items():
+                found += [row | who for row in record.get(name) or []]
             for split, values in (record.get("splits") or {}).items():
                 where = who | {"split": split}
-                rows.append(where | {k: v for k, v in values.items() if k != "kl_by_position"})
+                rows.append(where | {k: v for k, v in values.items() if k not in ("kl_by_position", "kl_by_class")})
+                classes += [where | row for row in values.get("kl_by_class") or []]
                 by_position = enumerate(values.get("kl_by_position") or [], 1)
                 positions += [where | {"position": position, "kl": kl} for position, kl in by_position]
         return {
             "quality": _table(rows, (*WHO, "split"), QUALITY),
             "positions": _table(positions, (*WHO, "split"), ("position", "kl")),
-        }
+            "classes": _table(classes, (*WHO, "split", "by", "class"), ("tokens", "kl", "kl_se")),
+        } | {name: _table(found, (*WHO, *PROBES[name][0]), PROBES[name][1]) for name, found in probes.items()}
 
     def sampled(self) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from attnopt.report.records import QUALITY, Records
 
@@ -11,6 +12,7 @@ TRAINING = {
     "budget_steps": "steps",
     "budget_train": "train",
     "seconds": "seconds",
+    "flops": "flops",
     "kl_start_unfitted": "unfitted",
     "kl_start": "fitted",
     "kl_end": "end",
@@ -31,12 +33,14 @@ def quality(records: Records, split: str) -> pd.DataFrame:
     Columns: the means of every measure and of the training; role, kind, seeds (how many); kl and its errors.
     kl is the mean over seeds; kl_spread its standard deviation over seeds (NaN with one); kl_se its standard error
     from both sources, evaluation blocks (the same for all seeds, so not divided) and seeds:
-    sqrt(se_blocks^2 + spread^2 / seeds).
+    sqrt(se_blocks^2 + spread^2 / seeds). kl_low, kl_high: the 95 % t interval of the mean over seeds.
     """
     groups = records.quality[records.quality["split"] == split].groupby("variant", sort=False)
     out = groups[list(QUALITY)].mean().rename(columns={"kl_forward": "kl", "kl_forward_se": "kl_se_blocks"})
     out["seeds"] = groups["seed"].nunique()
     out["kl_spread"] = groups["kl_forward"].std(ddof=1)
+    half = stdtrit(out["seeds"] - 1, 0.975) * out["kl_spread"] / np.sqrt(out["seeds"])
+    out["kl_low"], out["kl_high"] = groups["kl_forward"].mean() - half, groups["kl_forward"].mean() + half
     seeds_part = (out["kl_spread"] ** 2 / out["seeds"]).fillna(0)
     out["kl_se"] = np.sqrt(out["kl_se_blocks"].fillna(0) ** 2 + seeds_part)
     out["role"] = [records.role(str(v)) for v in out.index]

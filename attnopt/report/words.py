@@ -39,6 +39,11 @@ def millions(x: float | None) -> str:
     return f"{number(x / 1e6)}M" if abs(x) >= 1e6 else f"{number(x / 1e3)}k"
 
 
+def flops(x: float | None) -> str:
+    """Floating-point operations: 3.1e12; a dash where they were not counted."""
+    return MISSING if x is None or missing(x) else "0" if x == 0 else f"{x:.1e}".replace("e+", "e")
+
+
 def _minus(text: str) -> str:
     return text.replace("-", "\u2212") if text.startswith("-") else text
 

@@ -64,6 +64,9 @@ def _run(root: Path, name: str, seed: int) -> None:
     budget = {"steps": 200, "tokens": 204_800, "batch": 8, "block": 128, "lr": 1e-3, "train": "attention"}
     record = who | {"options": options, "layers": [0, 1, 2, 3], "budget": budget, "kl_start_unfitted": unfitted}
     record |= {"kl_start": fitted, "kl_end": kl * 0.98, "trained_parameters": parameters, "total_parameters": 3_100_000}
+    halves = {"transfer": fitted * 0.5, "distill": kl * 0.98} if parameters else {}
+    record["stages"] = [{"stage": s, "steps": 100, "tokens": 102_400, "kl_end": end} for s, end in halves.items()]
+    record |= {"flops": 3.2e12, "data_seed": seed, "features_seed": seed}
     record |= {"seconds": 31.0, "cpu_seconds": 58.0, "tokens_per_s": 6600.0, "environment": ENVIRONMENT}
     _json(base / "record.json", record)
     _history(rng, fitted, kl).to_csv(base / "history.csv", index=False)
@@ -79,7 +82,9 @@ def _history(rng: np.random.Generator, start: float, end: float) -> pd.DataFrame
     steps = np.arange(0, 201, 10)
     kl = end + (start - end) * np.exp(-steps / 45) * np.exp(0.05 * rng.standard_normal(len(steps)))
     valid = np.where(steps % 50 == 0, kl * 1.02, np.nan)
-    rows = {"step": steps, "tokens": steps * 1024, "loss": kl, "kl": kl, "valid_kl": valid}
+    early = steps < 100
+    rows = {"stage": np.where(early, "transfer", "distill"), "step": steps, "tokens": steps * 1024}
+    rows |= {"loss": np.where(early, 9e3, kl), "kl": np.where(early, np.nan, kl), "valid_kl": valid}
     rows |= {"lr": 5e-4 * (1 + np.cos(np.pi * steps / 200)), "grad_norm": 1 / (1 + steps / 20), "tokens_per_s": 6600.0}
     rows |= {"wall_s": steps * 0.15, "cpu_s": steps * 0.29, "rss_mib": 900.0, "gpu_allocated_mib": 0.0}
     return pd.DataFrame(rows | {"gpu_reserved_mib": 0.0})

@@ -142,6 +142,24 @@ def test_training_stages_are_the_planted_ones(context):
     assert "leaves **60 %** [60, 60] of the swap's KL" in asked(context, "stages").short
 
 
+def test_each_stage_has_its_own_share(context):
+    answer = asked(context, "stages")
+    assert "transfer leaves **50 %** [50, 50]" in answer.short
+    assert "KL on logits leaves" in answer.short
+    before = asked(replaced(context, stages=context.records.stages.iloc[:0]), "stages")
+    assert "training leaves" in before.short
+    assert "transfer" not in before.short
+
+
+def test_losses_of_other_stages_are_in_no_curve(context):
+    """The fake transfer loss is 9000: no curve of KL may go near it."""
+    figure = next(f for f in asked(context, "simplest").figures if f.name == "training")
+    training, validation = figure.views[0].panels
+    assert max(y for s in (*training.series, *validation.series) for y in s.y) < 10
+    assert min(x for s in training.series for x in s.x) >= 100 * 1024
+    assert min(x for s in validation.series for x in s.x) == 0
+
+
 def test_where_quality_is_lost_follows_the_records(context):
     answer = asked(context, "positions")
     assert "for 9 of 9 variants" in answer.short

@@ -39,6 +39,12 @@ def test_every_table_is_read(root):
     assert run.controls == ["softmax"]
 
 
+def test_the_controls_are_those_that_were_named(root):
+    run = records.read(root, {name: fake.VARIANTS[name][0] for name in FEW}, [0], ["masks"])
+    assert run.controls == ["masks"]
+    assert run.candidates == ["softmax"], "the leaking one competes no more than before"
+
+
 def test_only_listed_variants_and_seeds_are_read(root):
     run = read(root, ["masks"], [1])
     assert set(run.quality["variant"]) == {"masks"}

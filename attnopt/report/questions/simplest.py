@@ -118,7 +118,8 @@ def _curves(context: Context) -> Figure:
         name="training",
         title="Training curves",
         alt="Training and validation KL of every variant over the tokens trained on.",
-        caption="Mean over seeds; the band runs from the lowest to the highest seed.",
+        caption="Mean over seeds; the band runs from the lowest to the highest seed. Training KL is drawn where a "
+        "stage computes it, validation KL in every stage.",
         views=one_view(*panels),
         frame=history.drop(columns=["kind", "control"]),
         command="dvc repro distill",
