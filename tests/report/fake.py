@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "threads": 2,
 }
 ENVIRONMENT |= {"attnopt": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "device": "cpu", "dtype": "float32"}
+CLASSES = {"new": 0.5, "pair seen before": 2.0}
 NASTY = '</script><b onclick="x()">|`` pipe & "quotes" ünïcode 漢字 \u2028 *stars* \n# heading\n'
 
 
@@ -74,6 +75,9 @@ def _run(root: Path, name: str, seed: int) -> None:
         _coefficients(rng).to_csv(base / "coefficients.csv", index=False)
     splits = {"valid": _quality(rng, kl * 0.98), "test": _quality(rng, kl)}
     evaluated = who | {"splits": splits, "environment": ENVIRONMENT}
+    evaluated["layers"] = [{"layer": i, "error": 0.1 * (i + 1)} for i in range(4)]
+    cut = [{"kept": 24 - 4 * i, "of": 24, "threshold": 0.1 * i, "kl_forward": kl * (1 + i)} for i in range(3)]
+    evaluated["pruned"] = cut if kind == "masks" else []
     _json(root / "results/evaluate" / name / str(seed) / "record.json", evaluated)
     _json(root / "results/sample" / name / str(seed) / "record.json", who | _samples(rng, name, kl))
 
@@ -114,6 +118,9 @@ def _quality(rng: np.random.Generator, kl: float) -> dict[str, Any]:
         "jsd": min(0.2 * kl, 0.6),
         "top1_agreement": math.exp(-0.5 * kl),
         "ce": math.log(teacher * ratio),
+        "kl_by_class": [
+            {"by": "context", "class": c, "tokens": 9, "kl": kl * f, "kl_se": 0.1} for c, f in CLASSES.items()
+        ],
         "kl_by_position": [] if kl == 0 else list(curve),
     }
 

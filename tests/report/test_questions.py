@@ -171,6 +171,19 @@ def test_where_quality_is_lost_follows_the_records(context):
     assert "for 0 of 9 variants, lower for 9" in asked(falling, "positions").short
 
 
+def test_probes_are_shown_and_their_absence_is_said(context):
+    found = {table.name: table.frame for table in asked(context, "positions").tables}
+    ratio = found["classes_context"]["pair seen before"] / found["classes_context"]["new"]
+    assert ratio.tolist() == pytest.approx([4.0] * len(ratio))
+    assert found["layer_errors"]["layer 3"].tolist() == pytest.approx([0.4] * len(ratio))
+    dropped = next(t for t in asked(context, "coefficients").tables if t.name == "pruned_masks")
+    assert [row[1] for row in dropped.rows()] == ["24 of 24", "20 of 24", "16 of 24"]
+    empty = {name: getattr(context.records, name).iloc[:0] for name in ("classes", "layers", "pruned")}
+    bare = replaced(context, **empty)
+    assert any("Which tokens and layers" in limit for limit in asked(bare, "positions").limits)
+    assert any("not from this run" in limit for limit in asked(bare, "coefficients").limits)
+
+
 def test_the_largest_coefficient_is_named(context):
     answer = asked(context, "coefficients")
     assert "**last:1** has the largest coefficient" in answer.short

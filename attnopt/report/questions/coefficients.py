@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnopt.report import words
+from attnopt.report import probes, words
 from attnopt.report.context import Answer, Context, absent
 from attnopt.report.figures import Axis, Figure, Heat, Panel, Series, ordered, plain, thinned
 from attnopt.report.figures import one_view as view
@@ -31,7 +31,12 @@ def answer(context: Context) -> Answer:
         found.tables.append(_table(variant, last))
         found.figures += [_masks(variant, last), _curves(variant, own)]
     found.short, *found.sentences = [_sentence(v, t.frame) for v, t in zip(variants, found.tables, strict=True)]
-    found.limits = ["No run with its small coefficients dropped was recorded: what that costs is not from this run."]
+    dropped = [table for variant in variants for table in probes.pruned(context, variant)]
+    found.tables += dropped
+    if not dropped:
+        found.limits = [
+            "No run with its small coefficients dropped was recorded: what that costs is not from this run."
+        ]
     return found
 
 

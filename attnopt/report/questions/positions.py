@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from attnopt.report import stats, words
+from attnopt.report import probes, stats, words
 from attnopt.report.context import ZERO, Answer, Context, absent
 from attnopt.report.figures import Axis, Figure, Panel, one_view
 from attnopt.report.tables import Table, column
@@ -21,13 +21,15 @@ def answer(context: Context) -> Answer:
         return absent(SLUG, QUESTION, "KL by position of no variant that competes was recorded")
     rows = [{"variant": v} | _quarters(context, group) for v, group in ranked.groupby("variant", sort=False)]
     frame = pd.DataFrame(rows).sort_values("ratio", ascending=False)
+    by_class, by_layer = probes.classes(context), probes.layers(context)
+    lacking = [what for what, found in (("tokens", by_class), ("layers", by_layer)) if not found]
     return Answer(
         slug=SLUG,
         question=QUESTION,
         short=_short(frame),
-        limits=["Which tokens (rare, seen before in the context) and which layers lose it was not recorded."],
+        limits=[f"Which {words.listing(lacking)} lose it is not from this run."] if lacking else [],
         figures=[_figure(context, table)],
-        tables=[_table(frame)],
+        tables=[_table(frame), *by_class, *by_layer],
     )
 
 
