@@ -60,7 +60,7 @@ def measure(args: argparse.Namespace, mode: str) -> list[str]:
     stage("distill", "hedgehog")
     found = read_json("results/distill/hedgehog/0/record.json")
     splits = read_json("data/teacher/manifest.json")["splits"]
-    size = f"{splits['train']['bytes_per_token']:,.0f}" if splits else "0"
+    size = f"{splits['train']['bytes_per_token']:,.0f}" if "train" in splits else "0"
     return [mode, size, f"{seconds:.1f}", f"{found['tokens_per_s']:,.0f}", f"{found['kl_end']:.4f}"]
 
 

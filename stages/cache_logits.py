@@ -36,7 +36,7 @@ def run() -> None:
 
 
 def _splits(settings: params.Params, model: Any, work: Path) -> dict[str, Any]:
-    """The manifest's entries of what is cached: the train split in the chosen form or not at all, the others exactly."""
+    """The manifest's entries of what is cached: the train split in the chosen form, if any, and the others exactly."""
     exact, splits = logits.Hidden(model.config.hidden_size), {}
     chosen = logits.form_of(settings.teacher, model.config.vocab_size) or exact
     for split in corpus.SPLITS[1:] if settings.teacher.logits == "online" else corpus.SPLITS:
