@@ -79,15 +79,13 @@ class Probes:
         return [{"layer": i, "error": error / norm} for i, (error, norm) in enumerate(sums.tolist())]
 
     def branches(self, student: Any) -> list[Row]:
-        """KL with some branches alone: for each value of the option `branches` but the default, which is all."""
+        """KL with all branches, then with some alone: a row for each value of the option `branches`."""
         found, rows = mechanisms_of(student), []
-        for value in _parts(found):
+        for value in _branches(found):
             switched = [switch(m, value) for m in found]
             if all(switched):
-                kl, error = self._kl_with(student, switched)
-                rows.append({"branches": value, "kl_forward": kl, "kl_forward_se": error})
-        blocks = sum(map(len, self.batches))
-        return [row | {"blocks": blocks} for row in rows] if len(rows) > 1 else []
+                rows.append({"branches": value, "kl": self._kl_with(student, switched)})
+        return _compared(rows) if len(rows) > 2 else []
 
     def pruned(self, student: Any) -> list[Row]:
         """KL without the smallest coefficients of all layers together: first with all, then with fewer and fewer."""
@@ -96,10 +94,9 @@ class Probes:
         rows = []
         for threshold in sorted({weights[int(share * len(weights))] for share in CUTS if weights}):
             cut = [m.pruned(threshold) or m for m in found]
-            kl, _ = self._kl_with(student, cut)
-            kept = sum(len(_weights(m)) for m in cut)
-            rows.append({"kept": kept, "of": len(weights), "threshold": threshold, "kl_forward": kl})
-        return rows
+            kept = {"kept": sum(len(_weights(m)) for m in cut), "of": len(weights), "threshold": threshold}
+            rows.append(kept | {"kl": self._kl_with(student, cut)})
+        return _compared(rows)
 
     def features(self, student: Any, seed: int) -> list[Row]:
         """KL of the teacher with mechanisms like the student's, fitted and untrained, by number of random features."""
@@ -113,14 +110,25 @@ class Probes:
                 for mechanism, x in zip(drawn, inputs, strict=True):
                     if mechanism is not None:
                         mechanism.fit(x)
-                kl, _ = self._kl_with(self.copied, [new or old for new, old in zip(drawn, softmax, strict=True)])
-                rows.append({"features": count, "draw": draw, "kl_forward": kl})
+                kl = self._kl_with(self.copied, [new or old for new, old in zip(drawn, softmax, strict=True)])
+                rows.append({"features": count, "draw": draw, "kl_forward": mean_and_error(kl)[0]})
         return rows
 
-    def _kl_with(self, model: Any, mechanisms: Sequence[Any]) -> tuple[float, float | None]:
-        """Mean KL, and its standard error, of the model with other mechanisms in its layers."""
+    def _kl_with(self, model: Any, mechanisms: Sequence[Any]) -> np.ndarray:
+        """KL (n, T - 1) of the model with other mechanisms in its layers."""
         with replaced(model, mechanisms):
-            return mean_and_error(self.kl(model, head_of(model)))
+            return self.kl(model, head_of(model))
+
+
+def _compared(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose `kl` (n, T - 1) became a mean, with the standard error of it and of its difference to the first's."""
+    done = []
+    for row in rows:
+        mean, error = mean_and_error(row["kl"])
+        difference = mean_and_error(row["kl"] - rows[0]["kl"])[1]
+        values = {"kl_forward": mean, "kl_forward_se": error, "difference_se": difference, "blocks": len(row["kl"])}
+        done.append({key: value for key, value in row.items() if key != "kl"} | values)
+    return done
 
 
 @contextmanager
@@ -139,14 +147,14 @@ def _put(layers: Sequence[Any], mechanisms: Sequence[Mechanism]) -> None:
         layer.mechanism = mechanism
 
 
-def _parts(mechanisms: Sequence[Mechanism]) -> list[str]:
-    """The values of the option `branches` that leave some out, where all mechanisms that have it run with all."""
+def _branches(mechanisms: Sequence[Mechanism]) -> list[str]:
+    """The values of the option `branches`, first the default: all. None where the mechanisms run with fewer."""
     own = [m.options for m in mechanisms if "branches" in type(m.options).model_fields]
     if not own:
         return []
     field = type(own[0]).model_fields["branches"]
     values = get_args(field.annotation) if all(o.branches == field.default for o in own) else ()
-    return [value for value in values if value != field.default]
+    return sorted(values, key=lambda value: value != field.default)
 
 
 def switch(mechanism: Mechanism, branches: str) -> Mechanism | None:

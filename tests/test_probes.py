@@ -88,7 +88,10 @@ def test_each_set_of_branches_alone_is_a_student_built_with_it(
     before = plain_kl(original, student, blocks)
     rows = probes.branches(student)
     field = mechanisms.load(kind).Options.model_fields["branches"]
-    assert [field.default, *(row["branches"] for row in rows)] == list(get_args(field.annotation))
+    assert [row["branches"] for row in rows] == list(get_args(field.annotation))
+    whole = plain_kl(original, student, blocks[:4])
+    assert rows[0]["kl_forward"] == pytest.approx(whole.mean(), abs=1e-4)
+    assert rows[0]["difference_se"] == 0
     for row in rows:
         assert row["blocks"] == 4
         built = student_of(kind, **mechanisms_of(student)[0].options.model_dump() | {"branches": row["branches"]})
@@ -97,20 +100,23 @@ def test_each_set_of_branches_alone_is_a_student_built_with_it(
         expected = plain_kl(original, built, blocks[:4])
         assert row["kl_forward"] == pytest.approx(expected.mean(), abs=1e-4)
         assert row["kl_forward_se"] == pytest.approx(expected.mean(1).std(ddof=1) / 2, abs=1e-4)
+        assert row["difference_se"] == pytest.approx((expected - whole).mean(1).std(ddof=1) / 2, abs=1e-4)
     np.testing.assert_array_equal(plain_kl(original, student, blocks), before)
 
 
 def test_what_equals_softmax_with_both_branches_does_not_with_one(probes: Probes, student_of: Any) -> None:
     student = student_of("linformer", segment=4, slots=4)
     assert probes.kl(student, teacher.head_of(student)).mean() < 1e-6
-    assert all(row["kl_forward"] > 1e-3 for row in probes.branches(student))
+    whole, *parts = probes.branches(student)
+    assert whole["kl_forward"] < 1e-6
+    assert all(row["kl_forward"] > 1e-3 for row in parts)
 
 
 def test_no_branches_where_there_is_nothing_to_tell_apart(probes: Probes, student_of: Any) -> None:
     assert probes.branches(student_of("softmax")) == []
     assert probes.branches(student_of("hedgehog", window=0)) == []
     assert probes.branches(student_of("nsa", branches="tokens")) == []
-    assert len(probes.branches(student_of("routing", layers=[1]))) == 2
+    assert len(probes.branches(student_of("routing", layers=[1]))) == 3
 
 
 @torch.no_grad()
@@ -126,8 +132,10 @@ def test_pruning_is_a_coefficient_of_zero(probes: Probes, original: Any, student
         for mechanism in mechanisms_of(zeroed):
             small = mechanism.alpha.sigmoid().amax(0) < row["threshold"]
             mechanism.alpha[:, small] = -80
-        expected = plain_kl(original, zeroed, blocks[:4]).mean()
-        assert row["kl_forward"] == pytest.approx(expected, abs=1e-4)
+        kl = plain_kl(original, zeroed, blocks[:4])
+        error = (kl - plain_kl(original, student, blocks[:4])).mean(1).std(ddof=1) / 2
+        assert row["kl_forward"] == pytest.approx(kl.mean(), abs=1e-4)
+        assert row["difference_se"] == pytest.approx(error, abs=1e-4)
     assert rows[-1]["kl_forward"] > rows[0]["kl_forward"]
     assert probes.pruned(student_of("softmax")) == []
 
@@ -158,7 +166,7 @@ def test_the_stage_writes_all_answers(workspace: Workspace) -> None:
     workspace.run("tokenize", "cache-logits", "distill hedgehog", "evaluate hedgehog")
     record = read_json("results/evaluate/hedgehog/3/record.json")
     assert [row["layer"] for row in record["layers"]] == [0, 1]
-    assert [row["branches"] for row in record["branches"]] == ["window", "far"]
+    assert [row["branches"] for row in record["branches"]] == ["both", "window", "far"]
     assert record["pruned"] == record["features"] == []
     for split in record["splits"].values():
         for by in ("frequency", "context"):
