@@ -11,12 +11,14 @@ from typing import Any
 
 import jinja2
 import markupsafe
+import numpy as np
+import pandas as pd
 
 from attnopt.files import write_json, written_aside
 from attnopt.report import ReportParams, evidence, png, questions, records, summary, words
 from attnopt.report.context import Answer, Context
 from attnopt.report.figures import Figure, plain
-from attnopt.report.records import SCORES
+from attnopt.report.records import SCORES, TEXTS
 from attnopt.report.tables import Table, csv
 
 METRICS = {
@@ -98,7 +100,7 @@ def downloads(report: Report) -> dict[str, str]:
     """Every table and every figure's numbers as CSV."""
     files = {table.name: csv(table.frame) for table in report.tables}
     files |= {f"figure_{figure.name}": csv(figure.frame) for figure in report.figures}
-    return files | {"samples": csv(report.context.records.samples)}
+    return files | {"samples": csv(_tokens_as_json(report.context.records.samples))}
 
 
 def metrics(context: Context) -> dict[str, dict[str, float]]:
@@ -118,6 +120,7 @@ def html(report: Report) -> str:
     environment = _environment(autoescape=True)
     environment.filters["bold"] = _bold
     files = {name: _data_uri(text) for name, text in downloads(report).items()}
+    samples = _samples(report.context)
     return environment.from_string(_template("index.html.j2")).render(
         report=report,
         title=report.context.params.title,
@@ -127,7 +130,8 @@ def html(report: Report) -> str:
         style=markupsafe.Markup(_template("style.css")),
         scripts=[markupsafe.Markup(_template(name)) for name in ("charts.js", "page.js")],
         charts=_json([figure.spec() for figure in report.figures]),
-        samples=_json(_samples(report.context)),
+        samples=_json(samples),
+        top_kl=top_kl(samples, report.context.records.candidates),
     )
 
 
@@ -165,8 +169,40 @@ def facts(context: Context) -> list[str]:
 
 
 def _samples(context: Context) -> list[dict[str, Any]]:
-    shown = context.records.samples[["variant", "seed", "prompt", "text", "teacher_text", *SCORES]]
-    return plain([row | {"label": context.name(row["variant"])} for row in shown.to_dict("records")])
+    shown = context.records.samples[["variant", "seed", *TEXTS, *SCORES]].to_dict("records")
+    for row in shown:
+        pieces = coloured(row["text"], row.pop("tokens"), row.pop("token_kl"))
+        row |= {"label": context.name(row["variant"]), "leaks": row["variant"] in context.records.leaks}
+        row |= {"pieces": [piece for piece, _ in pieces], "kl": [round(kl, 2) for _, kl in pieces]}
+    return plain(shown)
+
+
+def coloured(text: Any, tokens: Any, kl: Any) -> list[tuple[str, float]]:
+    """Pieces of a sample's text with the KL at each; empty where the record has none, or not of this text.
+
+    An empty token is the beginning of the next one's character, which carries the larger KL of the two.
+    """
+    if not (isinstance(tokens, list) and isinstance(kl, list) and len(tokens) == len(kl) and "".join(tokens) == text):
+        return []
+    pieces, begun = [], 0.0
+    for token, value in zip(tokens, kl, strict=True):
+        begun = max(begun, value)
+        if token:
+            pieces.append((token, begun))
+            begun = 0.0
+    return pieces
+
+
+def top_kl(samples: list[dict[str, Any]], candidates: Sequence[str]) -> float | None:
+    """Where the colours of the samples end: the 95th percentile of KL over the tokens of the variants that compete."""
+    ranked = [kl for sample in samples if sample["variant"] in candidates for kl in sample["kl"]]
+    every = ranked or [kl for sample in samples for kl in sample["kl"]]
+    return max(round(float(np.quantile(every, 0.95)), 2), 0.01) if every else None
+
+
+def _tokens_as_json(samples: pd.DataFrame) -> pd.DataFrame:
+    lists = {c: [_compact(plain(v)) if isinstance(v, list) else "" for v in samples[c]] for c in ("tokens", "token_kl")}
+    return samples.assign(**lists)
 
 
 def _first(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -186,10 +222,14 @@ def _template(name: str) -> str:
 
 def _json(content: Any) -> markupsafe.Markup:
     """JSON that may stand inside a script element: no markup can begin in it."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    text = _compact(content)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return markupsafe.Markup(text)
+
+
+def _compact(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def _data_uri(text: str) -> str:

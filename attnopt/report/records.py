@@ -26,6 +26,7 @@ RUNS = (
 LOG = ("step", "tokens", "kl", "valid_kl")
 PERPLEXITY = tuple(f"{whose}ppl_{unit}" for whose in ("", "teacher_") for unit in ("token", "word", "byte"))
 QUALITY = ("kl_forward", "kl_forward_se", "kl_reverse", "jsd", "top1_agreement", "ppl_ratio", *PERPLEXITY)
+TEXTS = ("prompt", "text", "teacher_text", "tokens", "token_kl")
 SCORES = ("distinct_1", "distinct_2", "repetition", "teacher_ppl", "teacher_text_ppl")
 PROBES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "layers": ((), ("layer", "error")),
@@ -176,7 +177,7 @@ class _Reader:
         for _, who, record in self._found("sample"):
             settings = record.get("settings") or settings
             rows += [_printable(sample) | who for sample in record.get("samples") or []]
-        return {"samples": _table(rows, (*WHO, "prompt", "text", "teacher_text"), SCORES), "sampling": settings}
+        return {"samples": _table(rows, (*WHO, *TEXTS), SCORES), "sampling": settings}
 
     def benched(self) -> dict[str, Any]:
         rows = []

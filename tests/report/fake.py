@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,9 @@ def _samples(rng: np.random.Generator, name: str, kl: float) -> dict[str, Any]:
         scores = {"distinct_1": 0.9 - 0.15 * bad * noise, "distinct_2": 0.98 - 0.1 * bad * noise}
         scores |= {"repetition": 0.03 + 0.1 * bad * noise, "teacher_ppl": 18 * math.exp(bad * noise)}
         texts = {"prompt": prompt, "text": text, "teacher_text": teacher_text, "teacher_text_ppl": 19.0}
-        samples.append(texts | scores | {"tokens": 64, "seconds": 0.4})
+        tokens = ["", *re.findall(r"\W*\w+|\W+$", text)]
+        values = [4 * bad * noise, *np.linspace(0, 3 * bad * noise, len(tokens) - 1)]
+        samples.append(texts | scores | {"tokens": tokens, "token_kl": list(map(float, values)), "seconds": 0.4})
     return {"settings": {"temperature": 0.7, "top_k": 50, "new_tokens": 64}, "samples": samples}
 
 

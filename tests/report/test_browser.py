@@ -84,6 +84,24 @@ def test_the_samples_browser_shows_what_was_picked(visit, faults):
     assert faults == []
 
 
+def test_tokens_are_coloured_by_their_kl(visit, faults):
+    for scheme in ("light", "dark"):
+        page = visit(scheme=scheme)
+        page.select_option("#browser [name=variant]", "masks")
+        tokens = page.locator("#texts article").nth(1).locator(".token")
+        colours = tokens.evaluate_all("spans => spans.map(s => getComputedStyle(s).backgroundColor)")
+        values = tokens.evaluate_all("spans => spans.map(s => Number(s.title.replace('KL ', '')))")
+        top = float(page.get_attribute("#scale", "data-top"))
+        assert len({c for c, v in zip(colours, values, strict=True) if v < top}) > 5
+        assert len({c for c, v in zip(colours, values, strict=True) if v >= top}) <= 1, "one colour beyond the scale"
+        assert page.locator("#texts article").nth(0).locator(".token").count() == 0, "the teacher's text is plain"
+        assert "KL per token" in page.locator("#texts article").nth(1).inner_text()
+        assert page.locator("#texts .leaks").count() == 0
+        page.select_option("#browser [name=variant]", "performer_bidirectional")
+        assert page.locator("#texts .leaks").count() == 1
+    assert faults == []
+
+
 def test_a_legend_hides_and_isolates_and_an_axis_changes(visit, faults):
     page = visit()
     chart = page.locator("[data-chart=growth]")

@@ -67,6 +67,39 @@ def test_generated_text_cannot_become_markup(index):
     assert fake.NASTY in samples[0]["text"]
 
 
+def test_the_tokens_of_a_text_carry_their_kl():
+    assert page.coloured("aéb", ["a", "", "é", "b"], [0.1, 2.0, 0.5, 0.3]) == [("a", 0.1), ("é", 2.0), ("b", 0.3)]
+    for tokens, kl in [(64, [0.1]), (["a"], None), (["a", "b"], [0.1]), (["x"], [0.1])]:
+        assert page.coloured("a", tokens, kl) == []
+
+
+def test_the_colours_end_at_the_95th_percentile_of_the_candidates():
+    samples = [{"variant": "masks", "kl": list(range(101))}, {"variant": "none", "kl": [1e3] * 50}]
+    assert page.top_kl(samples, ["masks"]) == 95
+    assert page.top_kl(samples, []) == 1000
+    assert page.top_kl([{"variant": "masks", "kl": []}], ["masks"]) is None
+
+
+def test_the_page_and_the_download_hold_every_tokens_kl(index, project, context):
+    samples = json.loads(re.search(r'id="sample-data">(.*?)</script>', index, re.S)[1])
+    assert all("".join(s["pieces"]) == s["text"] and len(s["pieces"]) == len(s["kl"]) for s in samples)
+    table = pd.read_csv(project / "reports/data/samples.csv")
+    assert json.loads(table["tokens"][0]) == context.records.samples["tokens"][0]
+    assert json.loads(table["token_kl"][0]) == pytest.approx(context.records.samples["token_kl"][0], rel=1e-5)
+
+
+def test_records_without_tokens_make_a_page_without_colours(tmp_path):
+    chosen = fake.write(tmp_path, ["masks"], [0])
+    path = tmp_path / "results/sample/masks/0/record.json"
+    record = json.loads(path.read_text())
+    for sample in record["samples"]:
+        sample["tokens"] = 64
+        del sample["token_kl"]
+    path.write_text(json.dumps(record))
+    page.write(tmp_path, chosen, [0], QUICK, tmp_path / "reports")
+    assert 'id="scale"' not in (tmp_path / "reports/index.html").read_text(encoding="utf-8")
+
+
 def test_charts_are_plain_json(index):
     specs = json.loads(re.search(r'id="charts">(.*?)</script>', index, re.S)[1])
     assert {f"figure-{spec['name']}" for spec in specs} <= set(Links(index).ids)
