@@ -213,7 +213,7 @@ class Trainer:
             ids = torch.from_numpy(self.blocks[rows].astype(np.int64))
             ids = (ids.pin_memory() if self.device.type == "cuda" else ids).to(self.device, non_blocking=True)
             wanted = stage.objective.needs_targets
-            parts.append((ids, self.material.targets("train", rows, ids, at) if wanted else None))
+            parts.append((ids, self.material.targets("train", rows, ids) if wanted else None))
         return parts
 
     def update(self, stage: Stage, parts: list[Part]) -> tuple[Tensor, Tensor | None, Tensor]:

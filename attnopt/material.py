@@ -40,12 +40,8 @@ class Material:
                 return hidden_states(self.teacher, ids)
         return torch.from_numpy(self.cached[split].stack("hidden", rows)).to(ids.device).float()
 
-    def targets(self, split: str, rows: Any, ids: Tensor, step: int) -> Targets:
-        """What the teacher says at the b (T - 1) positions that predict a token of the blocks `rows`, ids (b, T).
-
-        Args:
-            step: of the training.
-        """
+    def targets(self, split: str, rows: Any, ids: Tensor) -> Targets:
+        """What the teacher says at the b (T - 1) positions that predict a token of the blocks `rows`, ids (b, T)."""
         if self.outputs and split == "train":
             form, stored = self.outputs
             return form.decode([stored.block(row) for row in rows], ids.device)

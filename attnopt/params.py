@@ -139,7 +139,7 @@ class DistillParams(StageParams):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    loss_chunk: Positive = 64
+    loss_chunk: Positive = 256
     log_every: Positive = 10
     valid_every: Positive = 50
     valid_blocks: Positive = 32

@@ -41,7 +41,7 @@ def _plans(settings: Any, name: str) -> list[Any]:
     shape = read_json(TEACHER / "manifest.json")["config"]
     sizes = {key: shape[key] for key in ("heads", "kv_heads", "head_dim", "hidden")}
     geometry = Geometry(**sizes, scaling=shape["head_dim"] ** -0.5)
-    student = Student(MODELS / name / str(settings.seeds[0]))
+    student = Student(MODELS / name / str(variant.seeds[0]))
     own = Operation(variant.kind, geometry, variant.options.model_dump())
     return [
         Plan("model", [student, Teacher(settings.teacher)], settings.bench.lengths),

@@ -46,7 +46,7 @@ def test_cached_hidden_states_give_the_distributions_back(tokenized: Workspace) 
     tokenized.run("cache-logits")
     loaded, _ = material.load(params.load())
     rows, ids = np.array([31, 0, 99]), torch.zeros(3, 32, dtype=torch.int64)
-    log_q = loaded.targets("train", rows, ids, 0)[:].logits.log_softmax(-1)
+    log_q = loaded.targets("train", rows, ids)[:].logits.log_softmax(-1)
     blocks = torch.from_numpy(loaded.blocks["train"][rows].astype(np.int64))
     log_p = loaded.teacher(blocks).logits[:, :-1].flatten(0, 1).log_softmax(-1)
     assert (log_p.exp() * (log_p - log_q)).sum(-1).abs().max() < 1e-5
@@ -173,9 +173,9 @@ def test_a_truncated_or_damaged_cache_is_refused(tokenized: Workspace, form: str
     (file, *_) = sorted(f for f in Path("data/teacher/train/00001").glob("*.npy") if ".ends" not in f.name)
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    loaded.targets("train", [0], ids, 0)
+    loaded.targets("train", [0], ids)
     with pytest.raises(UserError, match=r"data/teacher/train/00001 is damaged .*: run `dvc repro -f -s cache-logits`"):
-        loaded.targets("train", [30], ids, 0)
+        loaded.targets("train", [30], ids)
     file.write_bytes(content[:-1])
     with pytest.raises(UserError, match=r"data/teacher/train/00001 is truncated \(\d+ bytes of \d+\): run `dvc repro"):
         material.load(params.load())
