@@ -24,8 +24,11 @@ from torch import Tensor
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
 from attnopt.ops.band import Part, band_attention, merge, recent, zero_empty
 from attnopt.ops.clusters import k_means, nearest
+from attnopt.ops.pieces import Pieces
 from attnopt.ops.ranges import range_attention
 
+SPAN = 2048
+"""Longer sequences are taken in spans of this many tokens, so that what they need in between stays small."""
 FIT_TOKENS = 512
 """Of each sequence are enough to fit to."""
 RIDGE = 1e-3
@@ -80,6 +83,13 @@ class Routing(Mechanism):
         self.normalised = options.branches != "far"
 
     def extend(self, x: Inputs, state: Routed | None = None) -> tuple[Tensor, State]:
+        pieces = Pieces(x.q.shape[2])
+        for q, k, v in zip(x.q.split(SPAN, 2), x.k.split(SPAN, 2), x.v.split(SPAN, 2), strict=True):
+            out, state = self._extend(Inputs(q, k, v), state)
+            pieces.add(out)
+        return pieces.joined()[0], state
+
+    def _extend(self, x: Inputs, state: Routed | None) -> tuple[Tensor, Routed]:
         state = state or self._empty(x)
         k, v, members = torch.cat([state.k, x.k], 2), torch.cat([state.v, x.v], 2), state.members
         parts = []

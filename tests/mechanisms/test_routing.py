@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from attnopt.mechanisms import Geometry, Inputs
+from attnopt.mechanisms import routing as module
 from attnopt.mechanisms.routing import Routing
 
 GEOMETRY = Geometry(heads=2, kv_heads=1, head_dim=8, hidden=16, scaling=0.3)
@@ -90,6 +91,15 @@ def test_state_is_bounded_and_long_streams_agree():
     torch.testing.assert_close(torch.cat(outs, 2), whole)
     torch.testing.assert_close(whole, routing.reference(x))
     assert max(sizes) == 3 * 5 + 3
+
+
+def test_long_sequences_in_spans_are_the_same(monkeypatch):
+    routing, x = build(window=5, members=4), inputs(60)
+    whole, state = routing(x)
+    monkeypatch.setattr(module, "SPAN", 7)
+    in_spans, after = routing(x)
+    torch.testing.assert_close(in_spans, whole)
+    torch.testing.assert_close(after.members, state.members)
 
 
 def test_branches_make_up_the_whole():
