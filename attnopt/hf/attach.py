@@ -112,7 +112,8 @@ def _attention(
     mechanism: Mechanism = layer.mechanism
     _refuse_extras(mechanism, kwargs)
     call: _Call = layer.attnopt_call
-    x = Inputs(query, key, value, call.hidden, attention_mask)
+    # Under autocast rotary positions make q and k float32 and leave v as it was.
+    x = Inputs(query, key.to(query.dtype), value.to(query.dtype), call.hidden, attention_mask)
     with torch.autocast(query.device.type, enabled=False):
         out, state = mechanism(x, None if call.cache is None else call.cache.state)
     if call.cache is not None:

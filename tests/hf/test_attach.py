@@ -152,3 +152,14 @@ def test_a_slot_that_is_not_used_is_noticed() -> None:
     student.set_attn_implementation("sdpa")
     with pytest.raises(UserError, match="0 of 3 layers ran the mechanism"):
         probe(student)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", names())
+def test_a_student_trains_under_autocast(family: str, kind: str) -> None:
+    _, student = pair(family, kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = student(IDS, labels=IDS).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
