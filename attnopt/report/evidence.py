@@ -13,10 +13,12 @@ from attnopt.report.tables import Cell, Table, column
 
 
 def results(context: Context) -> Table:
+    frame = context.quality.drop(columns=["unfitted", "fitted", "end"]).reset_index(names="variant")
     columns: dict[str, Cell] = {
         "variant": column("variant", context.name),
+        "role": column("role"),
         "KL forward": lambda r: words.plus_minus(r["kl"], r["kl_se"]),
-        "spread over seeds": lambda r: words.number(r["kl_spread"], 2) if r["seeds"] > 1 else "one run",
+        "spread over seeds": _spread,
         "95 % t interval": lambda r: words.interval(r["kl_low"], r["kl_high"]) if r["seeds"] > 1 else words.MISSING,
         "KL reverse": column("kl_reverse", words.number),
         "JSD": column("jsd", words.number),
@@ -30,19 +32,29 @@ def results(context: Context) -> Table:
         "FLOPs": column("flops", words.flops),
         "time": column("seconds", words.duration),
     }
-    own = {unit: context.quality[f"teacher_ppl_{unit}"].mean() for unit in ("token", "word", "byte")}
-    teacher = words.listing(f"{words.number(value)} per {unit}" for unit, value in own.items())
     return Table(
         name="results",
         title="Quality and cost of training",
         columns=columns,
-        frame=context.quality.drop(columns=["unfitted", "fitted", "end"]).reset_index(names="variant"),
+        frame=pd.concat([_teacher_row(context), frame], ignore_index=True),
         command="dvc repro distill evaluate",
         note=f"The {context.params.split} split, means over seeds; ± is one standard error over blocks "
         f"and seeds; the t interval is over seeds alone, {_runs(context)}. "
-        f"KL and JSD in nats per token. The teacher's own perplexity: {teacher}.",
-        text={"variant"},
+        "KL and JSD in nats per token. The teacher stands beside itself; controls are compared with, not ranked.",
+        text={"variant", "role"},
     )
+
+
+def _teacher_row(context: Context) -> pd.DataFrame:
+    """The teacher beside itself: perplexities as evaluated, everything else by definition."""
+    own = {f"ppl_{unit}": context.quality[f"teacher_ppl_{unit}"].mean() for unit in ("token", "word", "byte")}
+    same = {"kl": 0.0, "kl_reverse": 0.0, "jsd": 0.0, "top1_agreement": 1.0, "ppl_ratio": 1.0}
+    row = {"variant": "the teacher", "role": "teacher", "seeds": 0} | same | own
+    return pd.DataFrame([row] if len(context.quality) else [])
+
+
+def _spread(row: Any) -> str:
+    return words.number(row["kl_spread"], 2) if row["seeds"] > 1 else "one run" if row["seeds"] else words.MISSING
 
 
 def _runs(context: Context) -> str:

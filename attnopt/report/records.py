@@ -21,7 +21,7 @@ MACHINE = ("cpu", "cores", "device", "dtype", "threads", "torch")
 WHO = ("variant", "kind", "control", "seed")
 RUNS = (
     *("kl_start_unfitted", "kl_start", "kl_end", "trained_parameters", "seconds", "flops"),
-    *("budget_tokens", "budget_steps"),
+    *("budget_tokens", "budget_steps", "data_seed", "features_seed"),
 )
 LOG = ("step", "tokens", "kl", "valid_kl")
 PERPLEXITY = tuple(f"{whose}ppl_{unit}" for whose in ("", "teacher_") for unit in ("token", "word", "byte"))
@@ -30,11 +30,12 @@ TEXTS = ("prompt", "text", "teacher_text", "tokens", "token_kl")
 SCORES = ("distinct_1", "distinct_2", "repetition", "teacher_ppl", "teacher_text_ppl")
 PROBES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "layers": ((), ("layer", "error")),
-    "branches": (("branches",), ("kl_forward", "kl_forward_se", "blocks")),
-    "pruned": ((), ("kept", "of", "threshold", "kl_forward")),
+    "branches": (("branches",), ("kl_forward", "kl_forward_se", "difference_se", "blocks")),
+    "pruned": ((), ("kept", "of", "threshold", "kl_forward", "kl_forward_se", "difference_se")),
     "features": ((), ("features", "draw", "kl_forward")),
 }
 MEASURED = ("length", "batch", "median", "q1", "q3", "peak_mib", "state_bytes")
+CAPACITY = ("length", "memory_gib", "weights_mib", "sequence_mib", "sequences")
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Records:
         runs: a row per distillation; stages: per stage of one. history, coefficients: a row per log point.
         quality: a row per run and split. positions: KL by position, likewise.
         classes: a row per class of tokens. layers, branches, pruned, features: a row per probe of a student.
-        samples: a row per generated text. bench: a row per measurement.
+        samples: a row per generated text. bench: a row per measurement. capacity: how many sequences a memory holds.
         environments: stage, variant and what it ran on.
         settings: params.yaml as text. controls: shown, never ranked. leaks: negative controls: marked besides.
     """
@@ -68,6 +69,7 @@ class Records:
     samples: pd.DataFrame
     sampling: dict[str, Any]
     bench: pd.DataFrame
+    capacity: pd.DataFrame
     environments: pd.DataFrame
     leaks: set[str]
     controls: list[str]
@@ -147,7 +149,7 @@ class _Reader:
             history += _csv(folder / "history.csv", who)
             coefficients += _csv(folder / "coefficients.csv", who)
         return {
-            "runs": _table(rows, (*WHO, "options", "layers", "budget_train"), RUNS),
+            "runs": _table(rows, (*WHO, "options", "layers", "budget_train", "start"), RUNS),
             "stages": _table(stages, (*WHO, "stage"), ("steps", "tokens", "seconds", "flops", "kl_end")),
             "history": _table(history, WHO, LOG),
             "coefficients": _table(coefficients, (*WHO, "name"), ("step", "layer", "head", "value")),
@@ -180,11 +182,15 @@ class _Reader:
         return {"samples": _table(rows, (*WHO, *TEXTS), SCORES), "sampling": settings}
 
     def benched(self) -> dict[str, Any]:
-        rows = []
+        rows, capacity = [], []
         for _, who, record in self._found("bench"):
             rows += [measurement | who for measurement in record.get("measurements") or []]
+            capacity += [row | who for row in record.get("capacity") or []]
         named = (*WHO[:3], "level", "phase", "subject", "unit", "outcome", "samples", "synthetic_positions", "noisy")
-        return {"bench": _table(rows, named, MEASURED)}
+        return {
+            "bench": _table(rows, (*named, "memory_agrees"), MEASURED),
+            "capacity": _table(capacity, (*WHO[:3], "subject"), CAPACITY),
+        }
 
 
 def warnings(records: Records) -> list[str]:

@@ -56,14 +56,16 @@ def levels(records: Records) -> list[str]:
     return [level for level in ("model", "operation") if (records.bench["level"] == level).any()]
 
 
-def bench_rows(records: Records, level: str, phase: str) -> pd.DataFrame:
-    """The variants' own measurements that came out, smallest batch, with softmax's row beside each.
+def bench_rows(records: Records, level: str, phase: str, batch: int | None = None) -> pd.DataFrame:
+    """The variants' own measurements that came out, of a batch or else the smallest, with softmax's row beside each.
 
     Columns: those of the record, `baseline...` for softmax's (see BASELINE), and `ratio`, the medians' quotient.
     """
     table = records.bench
     table = table[(table["level"] == level) & (table["phase"] == phase) & (table["outcome"] == "ok")]
-    table = table[table["batch"] == table["batch"].min()].sort_values("length", kind="stable")
+    table = table[table["batch"] == (table["batch"].min() if batch is None else batch)].sort_values(
+        "length", kind="stable"
+    )
     own, softmax = (
         table[table["subject"] == subject].drop_duplicates(["variant", "length"]) for subject in ("variant", "softmax")
     )
@@ -120,3 +122,17 @@ def coherence(records: Records, split: str) -> pd.DataFrame:
     evaluated = records.quality[records.quality["split"] == split].set_index(keys)["kl_forward"].rename("kl")
     joined = means.join(evaluated, how="inner").reset_index()
     return joined.assign(role=[records.role(v) for v in joined["variant"]])
+
+
+def pooled(table: pd.DataFrame, keys: list[str], measures: dict[str, str]) -> pd.DataFrame:
+    """Means over seeds, a row for each of `keys`, with standard errors from blocks and seeds, as `quality` has them.
+
+    Args:
+        measures: column -> the column of its standard error over blocks.
+    """
+    groups = table.groupby(keys, sort=False)
+    out = groups[[*measures, *measures.values()]].mean()
+    for value, error in measures.items():
+        seeds_part = groups[value].var(ddof=1).fillna(0) / groups.size()
+        out[error] = np.sqrt(out[error] ** 2 + seeds_part)
+    return out.reset_index()

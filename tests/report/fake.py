@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from . import probed
+
 # (kind, final KL, unfitted KL, state growth, ms per token at 128, more per token of context, trained parameters)
 VARIANTS: dict[str, tuple[str, float, float, str, float, float, int]] = {
     "softmax": ("softmax", 0.0, 0.0, "linear", 3.0, 0.0008, 0),
+    "finetuned": ("softmax", 0.04, 0.0, "linear", 3.0, 0.0008, 590_000),
+    "random_start": ("softmax", 0.35, 3.1, "linear", 3.0, 0.0008, 590_000),
     "none": ("none", 2.9, 3.4, "constant", 1.9, 0.0, 0),
     "window": ("window", 0.31, 0.9, "window", 3.1, 0.0, 590_000),
     "masks": ("masks", 0.42, 1.9, "window", 3.0, 0.0, 590_048),
@@ -37,7 +41,9 @@ ENVIRONMENT = {
     "threads": 2,
 }
 ENVIRONMENT |= {"attnopt": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "device": "cpu", "dtype": "float32"}
-CLASSES = {"new": 0.5, "pair seen before": 2.0}
+MEMORY = {"memory_gib": 16.0, "weights_mib": 17.0, "sequence_mib": 2.0}
+FIT = {"variant": 8000, "softmax": 1000}
+"""Sequences that fit, by subject."""
 NASTY = '</script><b onclick="x()">|`` pipe & "quotes" ünïcode 漢字 \u2028 *stars* \n# heading\n'
 
 
@@ -69,6 +75,7 @@ def _run(root: Path, name: str, seed: int) -> None:
     halves = {"transfer": fitted * 0.5, "distill": kl * 0.98} if parameters else {}
     record["stages"] = [{"stage": s, "steps": 100, "tokens": 102_400, "kl_end": end} for s, end in halves.items()]
     record |= {"flops": 3.2e12, "data_seed": seed, "features_seed": seed}
+    record["start"] = "random" if name == "random_start" else "teacher"
     record |= {"seconds": 31.0, "cpu_seconds": 58.0, "tokens_per_s": 6600.0, "environment": ENVIRONMENT}
     _json(base / "record.json", record)
     _history(rng, fitted, kl).to_csv(base / "history.csv", index=False)
@@ -76,9 +83,7 @@ def _run(root: Path, name: str, seed: int) -> None:
         _coefficients(rng).to_csv(base / "coefficients.csv", index=False)
     splits = {"valid": _quality(rng, kl * 0.98), "test": _quality(rng, kl)}
     evaluated = who | {"splits": splits, "environment": ENVIRONMENT}
-    evaluated["layers"] = [{"layer": i, "error": 0.1 * (i + 1)} for i in range(4)]
-    cut = [{"kept": 24 - 4 * i, "of": 24, "threshold": 0.1 * i, "kl_forward": kl * (1 + i)} for i in range(3)]
-    evaluated["pruned"] = cut if kind == "masks" else []
+    evaluated |= probed.probes(rng, name, kind, kl)
     _json(root / "results/evaluate" / name / str(seed) / "record.json", evaluated)
     _json(root / "results/sample" / name / str(seed) / "record.json", who | _samples(rng, name, kl))
 
@@ -119,9 +124,7 @@ def _quality(rng: np.random.Generator, kl: float) -> dict[str, Any]:
         "jsd": min(0.2 * kl, 0.6),
         "top1_agreement": math.exp(-0.5 * kl),
         "ce": math.log(teacher * ratio),
-        "kl_by_class": [
-            {"by": "context", "class": c, "tokens": 9, "kl": kl * f, "kl_se": 0.1} for c, f in CLASSES.items()
-        ],
+        "kl_by_class": probed.by_class(kl),
         "kl_by_position": [] if kl == 0 else list(curve),
     }
 
@@ -157,7 +160,20 @@ def _bench(name: str) -> dict[str, Any]:
                 if (name, subject, length) == ("performer_bidirectional", "variant", 16384):
                     rows[-1] |= {"outcome": "out-of-memory", "samples": [], "median": None, "q1": None, "q3": None}
     shared = {"variant": name, "kind": kind, "control": "leaks" if "bidirectional" in name else None}
-    return shared | {"machine": "default", "environment": ENVIRONMENT, "measurements": rows}
+    capacity = [{"length": 4096, "subject": subject, "sequences": n, **MEMORY} for subject, n in FIT.items()]
+    shared |= {"measurements": rows + _further(rng), "capacity": capacity}
+    return shared | {"machine": "default", "environment": ENVIRONMENT}
+
+
+def _further(rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Training steps, and batches of 8: a step 30 ms, 40 ms with softmax; everything that both agree on."""
+    rows = []
+    for subject, centre in (("variant", 30.0), ("softmax", 40.0)):
+        samples = centre * np.exp(0.04 * rng.standard_normal(12))
+        step = {"level": "model"} | _measurement(subject, "train", 128, "ms", samples, 0)
+        more = {"level": "model"} | _measurement(subject, "decode", 128, "ms/token", samples, 4096) | {"batch": 8}
+        rows += [row | {"memory_agrees": True} for row in (step, more)]
+    return rows
 
 
 def _measurement(subject: str, phase: str, length: int, unit: str, samples: np.ndarray, size: int) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from attnopt.report.context import Answer, Context
 from attnopt.report.questions import (
+    branches,
     choose,
     coefficients,
     coherence,
     crossovers,
     features,
+    others,
     positions,
     simplest,
     stages,
@@ -14,5 +16,5 @@ from attnopt.report.questions import (
 
 
 def answers(context: Context) -> list[Answer]:
-    asked = (choose, coherence, simplest, features, coefficients, crossovers, stages, positions)
+    asked = (choose, coherence, simplest, features, branches, coefficients, crossovers, stages, positions, others)
     return [question.answer(context) for question in asked]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnopt.report import probes, words
+from attnopt.report import pruning, words
 from attnopt.report.context import Answer, Context, absent
 from attnopt.report.figures import Axis, Figure, Heat, Panel, Series, ordered, plain, thinned
 from attnopt.report.figures import one_view as view
@@ -31,7 +31,9 @@ def answer(context: Context) -> Answer:
         found.tables.append(_table(variant, last))
         found.figures += [_masks(variant, last), _curves(variant, own)]
     found.short, *found.sentences = [_sentence(v, t.frame) for v, t in zip(variants, found.tables, strict=True)]
-    dropped = [table for variant in variants for table in probes.pruned(context, variant)]
+    found.sentences += [sentence for variant in variants for sentence in pruning.sentences(context, variant)]
+    found.figures += [figure for variant in variants for figure in pruning.figures(context, variant)]
+    dropped = [table for variant in variants for table in pruning.tables(context, variant)]
     found.tables += dropped
     if not dropped:
         found.limits = [

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from attnopt.bench import fits
-from attnopt.report import summary, words
+from attnopt.report import peaks, summary, words
 from attnopt.report.context import CONTROL_LOOKS, LEVELS, Answer, Context, absent
 from attnopt.report.figures import Axis, Figure, Panel, Rule, Series, View, ticks
 from attnopt.report.tables import Cell, Table, column
@@ -33,9 +33,9 @@ def answer(context: Context) -> Answer:
         question=QUESTION,
         short=_short(ranked[ranked["level"] == ranked["level"].iloc[0]]),
         sentences=[_sentence(group, str(what), str(level)) for (level, what), group in groups],
-        limits=[hidden] if only_model else [],
+        limits=[*([hidden] if only_model else []), *peaks.disputed(context)],
         figures=[_ratios(context), _growth(context)],
-        tables=[_table(context, frame)],
+        tables=[_table(context, frame), *peaks.tables(context)],
     )
 
 
@@ -228,6 +228,8 @@ def _panel(context: Context, title: str, unit: str, rows: pd.DataFrame, key: str
     for variant, table in rows[rows["kind"] != "softmax"].groupby("variant", sort=False):
         y, low, high = (table[k] / scale for k in own)
         flags = table[["synthetic_positions", "noisy"]].eq(True)
+        if not timed:
+            flags = flags.assign(disputed=table["memory_agrees"].eq(False) & (key == "peak_mib"))
         notes = [", ".join(name.replace("_", " ") for name, on in row.items() if on) for _, row in flags.iterrows()]
         series.append(context.series(variant, table["length"], y, low=low, high=high, notes=notes))
     base = rows.groupby("length")[list(dict.fromkeys(softmax))].median().dropna() / scale

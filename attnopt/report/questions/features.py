@@ -5,27 +5,29 @@ import math
 import numpy as np
 import pandas as pd
 
-from attnopt.report import stats, words
+from attnopt.report import draws, stats, words
 from attnopt.report.context import KL, Answer, Context, absent
 from attnopt.report.figures import Axis, Figure, Panel, Series, Style, one_view, ticks
 
 SLUG, QUESTION = "features", "How much do random features vary, and how many does it take?"
 KIND = "performer"
+SOURCES = {"data_seed": "features, the order of data fixed", "features_seed": "order of data, the features fixed"}
+"""The seed that runs share -> what varies among them."""
 
 
 def answer(context: Context) -> Answer:
-    table = _runs(context)
-    if not len(table):
+    table, drawn = _runs(context), draws.table(context)
+    if not len(table) and not len(drawn):
         return absent(SLUG, QUESTION, "no variant with random features was trained and evaluated")
     several = table["features"].nunique() > 1
-    more = "One number of features. How many it takes: `dvc exp run -S performer.features=64,128,256`."
+    more = "Trained with one number of features; others: `dvc exp run -S performer.features=64,128,256`."
     return Answer(
         slug=SLUG,
         question=QUESTION,
         short=_short(context, table),
-        sentences=_counts(table),
+        sentences=[*draws.sentences(drawn), *_sources(context, table), *_counts(table)],
         limits=[] if several else [more],
-        figures=[_figure(context, table)] if several else [],
+        figures=[*draws.figures(context, drawn), *([_figure(context, table)] if several else [])],
     )
 
 
@@ -44,25 +46,51 @@ def _runs(context: Context) -> pd.DataFrame:
 
 def _short(context: Context, table: pd.DataFrame) -> str:
     random = set(table["variant"])
-    spread = _spread(context, random)
+    spread = _spread(_seeded(context, random), ["variant"])
     if spread is None:
         return "Their spread is not from this run: one run of each, no spread across seeds."
     short = f"From seed to seed KL varies by **{words.percent(spread[0])}** {_between(spread)} (standard deviation)"
-    rest = _spread(context, set(context.ranked.index) - random)
+    rest = _spread(_seeded(context, set(context.ranked.index) - random), ["variant"])
     return f"{short}, without random features by {words.percent(rest[0])} {_between(rest)}." if rest else f"{short}."
 
 
-def _spread(context: Context, variants: set[str]) -> tuple[float, float, float] | None:
-    """Pooled standard deviation of log KL over seeds, with the 95 % interval of a chi-squared variance."""
-    table = context.evaluated
-    table = table[table["variant"].isin(variants) & (table["kl_forward"] > 0)]
-    logs = np.log(table["kl_forward"]).groupby(table["variant"])
+def _seeded(context: Context, variants: set[str]) -> pd.DataFrame:
+    """kl of every run of these variants, with the seeds of its data and of its features."""
+    table = context.evaluated[["variant", "seed", "kl_forward"]].rename(columns={"kl_forward": "kl"})
+    table = table[table["variant"].isin(variants) & (table["kl"] > 0)]
+    seeds = context.records.runs[["variant", "seed", "data_seed", "features_seed"]]
+    return table.merge(seeds.astype({"variant": str}), on=["variant", "seed"], how="left")
+
+
+def _spread(table: pd.DataFrame, alike: list[str]) -> tuple[float, float, float] | None:
+    """Standard deviation of log KL among runs alike in these columns, with the 95 % interval of a chi-squared variance.
+
+    None where no two runs are alike.
+    """
+    logs = np.log(table["kl"]).groupby([table[key] for key in alike])
     free = int((logs.size() - 1).sum())
     if free < 1:
         return None
     spread = math.sqrt(float(((logs.size() - 1) * logs.var(ddof=1).fillna(0)).sum()) / free)
-    draws = np.random.default_rng(0).chisquare(free, 20_000)
-    return spread, *stats.percentiles(spread * np.sqrt(free / draws))
+    chi = np.random.default_rng(0).chisquare(free, 20_000)
+    return spread, *stats.percentiles(spread * np.sqrt(free / chi))
+
+
+def _sources(context: Context, table: pd.DataFrame) -> list[str]:
+    """The spread over features alone and over the order of data alone, where some runs share the other seed."""
+    runs = _seeded(context, set(table["variant"]))
+    if _spread(runs, ["variant"]) is None:
+        return []
+    found = []
+    for shared, what in SOURCES.items():
+        if spread := _spread(runs, ["variant", shared]):
+            found.append(f"{words.percent(spread[0])} {_between(spread)} over {what}")
+    if not found:
+        return [
+            "Features and the order of data are drawn anew together with each seed: this run cannot tell them apart "
+            "(`seed.data` fixes one)."
+        ]
+    return [f"Taken apart: {'; '.join(found)}."]
 
 
 def _between(spread: tuple[float, float, float]) -> str:
@@ -71,12 +99,14 @@ def _between(spread: tuple[float, float, float]) -> str:
 
 def _counts(table: pd.DataFrame) -> list[str]:
     means = table.groupby("features")["kl"].agg(["mean", "sem", "count"])
+    if not len(means):
+        return []
     shown = [
         f"KL {words.plus_minus(row['mean'], row['sem'])} with {int(float(str(count)))} features "
         f"({words.plural(int(row['count']), 'run')})"
         for count, row in means.iterrows()
     ]
-    return [f"{words.listing(shown)}."]
+    return [f"Trained: {words.listing(shown)}."]
 
 
 def _figure(context: Context, table: pd.DataFrame) -> Figure:
@@ -89,7 +119,7 @@ def _figure(context: Context, table: pd.DataFrame) -> Figure:
     x = Axis("random features per head", log=True, ticks=ticks(table["features"]))
     return Figure(
         name="features",
-        title="KL against the number of random features",
+        title="Trained: KL against the number of random features",
         alt="KL of every run against its number of random features.",
         caption="Every run a point; the line joins the means.",
         views=one_view(Panel("", x, Axis(KL), series)),

@@ -1,4 +1,4 @@
-"""Where in the sequence quality is lost: KL over the position in the block."""
+"""Where quality is lost: KL over the position in the block, by class of the predicted token, error by layer."""
 
 import math
 
@@ -10,7 +10,7 @@ from attnopt.report.context import ZERO, Answer, Context, absent
 from attnopt.report.figures import Axis, Figure, Panel, one_view
 from attnopt.report.tables import Table, column
 
-SLUG, QUESTION = "positions", "Where in the sequence is quality lost?"
+SLUG, QUESTION = "positions", "Where in the sequence, on which tokens and in which layers is quality lost?"
 
 
 def answer(context: Context) -> Answer:
@@ -21,15 +21,16 @@ def answer(context: Context) -> Answer:
         return absent(SLUG, QUESTION, "KL by position of no variant that competes was recorded")
     rows = [{"variant": v} | _quarters(context, group) for v, group in ranked.groupby("variant", sort=False)]
     frame = pd.DataFrame(rows).sort_values("ratio", ascending=False)
-    by_class, by_layer = probes.classes(context), probes.layers(context)
-    lacking = [what for what, found in (("tokens", by_class), ("layers", by_layer)) if not found]
+    probed = {"tokens": probes.classes(context), "layers": probes.layers(context)}
+    lacking = [what for what, found in probed.items() if not len(found)]
     return Answer(
         slug=SLUG,
         question=QUESTION,
         short=_short(frame),
+        sentences=probes.sentences(context),
         limits=[f"Which {words.listing(lacking)} lose it is not from this run."] if lacking else [],
-        figures=[_figure(context, table)],
-        tables=[_table(frame), *by_class, *by_layer],
+        figures=[_figure(context, table), *probes.figures(context)],
+        tables=[_table(frame), *probes.tables(context)],
     )
 
 

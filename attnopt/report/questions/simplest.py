@@ -12,7 +12,7 @@ SLUG, QUESTION = "simplest", "Is the simplest variant really the best at equal b
 def answer(context: Context) -> Answer:
     found = Answer(slug=SLUG, question=QUESTION, short=_short(context))
     if len(context.quality):
-        found.sentences = _gaps(context) + _controls(context)
+        found.sentences = _gaps(context) + _controls(context) + _softmax_controls(context)
         found.limits = _budgets(context)
         found.figures.append(_dots(context))
     if len(context.records.history):
@@ -62,6 +62,39 @@ def _controls(context: Context) -> list[str]:
         below = words.listing(lower) if lower else "nothing that competes"
         out.append(f"{control}: KL {words.plus_minus(row['kl'], row['kl_se'])}; below it: {below}.")
     return out
+
+
+def _softmax_controls(context: Context) -> list[str]:
+    """What training the teacher's own attention buys, and what its attention weights are worth."""
+    runs = context.records.runs.drop_duplicates("variant").set_index("variant")
+    trained = context.quality[context.quality["role"].eq("control") & context.quality["trained"].gt(0)]
+    out = []
+    for control, row in trained[trained["kind"] == "softmax"].iterrows():
+        anew = runs.loc[control, "start"] == "random"
+        out.append(_drawn_anew(context, str(control)) if anew else _teacher_trained(str(control), row))
+    return out
+
+
+def _teacher_trained(control: str, row: pd.Series) -> str:
+    own, teachers = words.number(row["ppl_token"]), words.number(row["teacher_ppl_token"])
+    change = "lower" if row["ppl_ratio"] < 1 else "higher" if row["ppl_ratio"] > 1 else "the same"
+    kl = words.plus_minus(row["kl"], row["kl_se"])
+    return (
+        f"{control}, the teacher itself trained on {words.millions(row['tokens'])} tokens: perplexity {own} per token "
+        f"against {teachers} before, {change} ({words.times(row['ppl_ratio'])}), at KL {kl} to it."
+    )
+
+
+def _drawn_anew(context: Context, control: str) -> str:
+    """How many of those that start from the teacher's weights end closer to it."""
+    gaps = {str(v): context.worse_by(control, str(v)) for v in context.ranked.index}
+    lower = [name for name, (gap, se) in gaps.items() if gap > 1.96 * se]
+    higher = [name for name, (gap, se) in gaps.items() if -gap > 1.96 * se]
+    return (
+        f"{control}, softmax with attention weights drawn anew: KL {words.plus_minus(*context.kl(control))} after its "
+        f"training; by more than 1.96 standard errors {len(lower)} of {words.plural(len(gaps), 'variant')} that "
+        f"compete end closer to the teacher, {len(higher)} farther off."
+    )
 
 
 def _budgets(context: Context) -> list[str]:

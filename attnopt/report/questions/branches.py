@@ -1,0 +1,129 @@
+"""Whether the far branch of every hybrid does anything: the whole student against its window alone."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from attnopt.report import summary, words
+from attnopt.report.context import KL, Answer, Context, absent
+from attnopt.report.figures import Axis, Figure, Panel, Series, one_view, ordered, row_height
+from attnopt.report.tables import Cell, Table, column
+
+SLUG, QUESTION = "branches", "Is every far branch alive?"
+WHOLE = ("both", "all")
+NEGLIGIBLE = 0.05
+"""A far branch that takes less than this share off the window's KL is dead."""
+
+
+def answer(context: Context) -> Answer:
+    table = _branches(context)
+    frame = pd.DataFrame([row for _, rows in table.groupby("variant", sort=False) if (row := _compared(rows))])
+    if not len(frame):
+        return absent(SLUG, QUESTION, "of no hybrid was the KL recorded with its window alone and as a whole")
+    return Answer(
+        slug=SLUG,
+        question=QUESTION,
+        short=_short(frame),
+        sentences=[_sentence(row) for row in frame.to_dict("records")],
+        limits=[
+            "Branches are switched off in a student that was trained with all of them, on some validation blocks. "
+            "Alive: the window alone is worse by more than 1.96 standard errors of the difference, block by block. "
+            f"Dead: not so, and even at the end of that interval by less than {100 * NEGLIGIBLE:.0f} % of its KL."
+        ],
+        figures=[_figure(context, table)],
+        tables=[_table(context, frame)],
+    )
+
+
+def _branches(context: Context) -> pd.DataFrame:
+    """variant, branches, kl, se and difference's se of the variants that compete; means over seeds, the whole first."""
+    table = context.records.branches
+    table = table[table["variant"].isin(context.records.candidates)]
+    table = table.assign(branches=table["branches"].where(~table["branches"].isin(WHOLE), "whole"))
+    keys = ["variant", "branches"]
+    whole = table[table["branches"] == "whole"].set_index(["variant", "seed"])["kl_forward"]
+    index = pd.MultiIndex.from_frame(table[["variant", "seed"]])
+    table = table.assign(difference=table["kl_forward"] - whole.reindex(index).to_numpy())
+    return summary.pooled(table, keys, {"kl_forward": "kl_forward_se", "difference": "difference_se"})
+
+
+def _compared(rows: pd.DataFrame) -> dict[str, Any]:
+    """KL by branch and what the window alone lacks; empty where the one or the whole is missing."""
+    kl = {row["branches"]: row["kl_forward"] for row in rows.to_dict("records")}
+    lack = rows[rows["branches"] == "window"]
+    if "whole" not in kl or not len(lack):
+        return {}
+    difference, se = float(lack["difference"].iloc[0]), float(lack["difference_se"].iloc[0])
+    share = difference / kl["window"]
+    verdict = _verdict(difference, se, kl["window"])
+    found = {"variant": rows["variant"].iloc[0], "verdict": verdict, "difference": difference, "difference_se": se}
+    return found | {"share": share} | {f"kl_{branch}": value for branch, value in kl.items()}
+
+
+def _verdict(difference: float, se: float, window: float) -> str:
+    if math.isnan(se):
+        return "cannot tell"
+    if difference > 1.96 * se:
+        return "alive"
+    return "dead" if difference + 1.96 * se < NEGLIGIBLE * window else "cannot tell"
+
+
+def _short(frame: pd.DataFrame) -> str:
+    groups = {verdict: list(frame.loc[frame["verdict"] == verdict, "variant"]) for verdict in ("alive", "dead")}
+    unknown = list(frame.loc[frame["verdict"] == "cannot tell", "variant"])
+    word = "Yes" if len(groups["alive"]) == len(frame) else "No" if groups["dead"] else "Not decided"
+    parts = [f"{verdict} in {words.listing(f'**{n}**' for n in names)}" for verdict, names in groups.items() if names]
+    if unknown:
+        parts.append(f"this run cannot tell for {words.listing(unknown)}")
+    return f"{word}: {'; '.join(parts)}."
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    gap = words.plus_minus(row["difference"], row["difference_se"])
+    return (
+        f"{row['variant']}: KL {words.number(row['kl_whole'])} as a whole and {words.number(row['kl_window'])} with "
+        f"the window alone, a difference of {gap} ({words.percent(row['share'])} of the latter): {row['verdict']}."
+    )
+
+
+def _table(context: Context, frame: pd.DataFrame) -> Table:
+    columns: dict[str, Cell] = {"variant": column("variant", context.name)}
+    for key in [str(key) for key in frame if str(key).startswith("kl_")]:
+        name = key.removeprefix("kl_")
+        columns["whole" if name == "whole" else f"{name} alone"] = column(key, words.number)
+    columns["window alone less whole"] = lambda r: words.plus_minus(r["difference"], r["difference_se"])
+    return Table(
+        name="branches",
+        title="KL with some branches alone",
+        columns=columns | {"share": column("share", words.percent), "far branch": column("verdict")},
+        frame=frame,
+        command="dvc repro evaluate",
+        note="On the same validation blocks for all; means over seeds, ± one standard error over blocks and seeds.",
+        text={"variant", "far branch"},
+    )
+
+
+def _figure(context: Context, table: pd.DataFrame) -> Figure:
+    parts = list(dict.fromkeys(table["branches"]))
+    parts = ["whole", *(part for part in parts if part != "whole")]
+    series = []
+    for i, part in enumerate(parts):
+        rows = table[table["branches"] == part]
+        half = 1.96 * rows["kl_forward_se"].fillna(0)
+        low, high = (list((rows["kl_forward"] + sign * half).clip(lower=1e-6)) for sign in (-1, 1))
+        name = "whole" if part == "whole" else f"{part} alone"
+        x, y = list(rows["kl_forward"]), [context.name(v) for v in rows["variant"]]
+        series.append(Series(name, ordered(i, len(parts)), x, y, low, high, along="x", line=False))
+    names = [context.name(str(v)) for v in dict.fromkeys(table["variant"])]
+    return Figure(
+        name="branches",
+        title="KL with some branches alone",
+        alt=f"KL of {words.listing(names)} as a whole and with some branches alone.",
+        caption="Mean over seeds with a 95 % interval (blocks and seeds), on some validation blocks.",
+        views=one_view(Panel("", Axis(KL, log=True), Axis("", categories=names), series)),
+        frame=table,
+        command="dvc repro evaluate",
+        columns=1,
+        height=row_height(len(names)),
+    )

@@ -1,0 +1,67 @@
+"""The study's last question: whether other losses, other data, longer blocks or other teachers change the answer."""
+
+import json
+from itertools import combinations
+from typing import Any
+
+from attnopt.report import evidence, words
+from attnopt.report.context import Answer, Context, absent
+
+SLUG = "others"
+QUESTION = "Do other losses, other data, longer blocks or other teachers change the answer?"
+LOSSES = {"kl": "KL", "ce_weight": "cross-entropy weight", "temperature": "temperature"}
+"""What a training's budget says of its loss on logits."""
+
+
+def answer(context: Context) -> Answer:
+    pairs = [pair for pair in combinations(_trained(context), 2) if _one_loss_apart(*pair)]
+    if not pairs:
+        why = f"no two candidates differ in their loss on logits alone, and it has {_fixed(context)}"
+        return absent(SLUG, QUESTION, why)
+    first, *more = [_sentence(context, *pair) for pair in pairs]
+    rest = f"Other data, blocks and teachers are not from this run: it has {_fixed(context)}."
+    return Answer(slug=SLUG, question=QUESTION, short=f"{first} {rest}", sentences=more)
+
+
+def _trained(context: Context) -> list[dict[str, Any]]:
+    """How each candidate was trained, losses and all else apart."""
+    runs = context.records.runs.drop_duplicates("variant")
+    found = []
+    for row in runs[runs["variant"].isin(context.ranked.index)].to_dict("records"):
+        budget = {k.removeprefix("budget_"): v for k, v in row.items() if k.startswith("budget_") and v == v}
+        losses = {key: budget.pop(key, None) for key in LOSSES}
+        rest = {key: row[key] for key in ("kind", "options", "layers")} | budget
+        found.append(
+            {"variant": row["variant"], "losses": losses, "rest": json.dumps(rest, sort_keys=True, default=str)}
+        )
+    return found
+
+
+def _one_loss_apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a["rest"] == b["rest"] and a["losses"] != b["losses"]
+
+
+def _sentence(context: Context, a: dict[str, Any], b: dict[str, Any]) -> str:
+    """Which of two is closer to the teacher, and what sets them apart."""
+    better, worse = sorted((str(a["variant"]), str(b["variant"])), key=lambda v: context.kl(v)[0])
+    gap, se = context.worse_by(worse, better)
+    unlike = [key for key in LOSSES if a["losses"][key] != b["losses"][key]]
+    shown = [", ".join(f"{LOSSES[key]} {row['losses'][key]}" for key in unlike) for row in (a, b)]
+    told = [f"{row['variant']} ({losses})" for row, losses in zip((a, b), shown, strict=True)]
+    clear = "more" if gap > 1.96 * se else "not more"
+    return (
+        f"{words.listing(told)} differ in their loss alone: **{better}** has the lower KL, by "
+        f"{words.plus_minus(gap, se)}, {clear} than 1.96 standard errors."
+    )
+
+
+def _fixed(context: Context) -> str:
+    """What there is one of."""
+    run = context.records
+    parts = []
+    if run.teacher:
+        parts.append(f"one teacher ({evidence.teacher_name(run.teacher)})")
+    if run.corpus:
+        parts.append(f"one corpus ({run.corpus.get('source')})")
+        parts.append(f"one length of blocks ({run.corpus.get('block')} tokens)")
+    return words.listing(parts) if parts else "no record of its teacher and corpus"
