@@ -29,6 +29,7 @@ def tables(context: Context) -> list[Table]:
 def _capacity(context: Context) -> list[Table]:
     """How many sequences decode side by side in a memory, beside softmax of the same run."""
     rows = context.records.capacity
+    rows = rows[rows["kind"] != "softmax"]
     own, softmax = (rows[rows["subject"] == subject] for subject in ("variant", "softmax"))
     keys = ["variant", "length", "memory_gib"]
     frame = own.merge(softmax[[*keys, "sequences", "sequence_mib"]], on=keys, how="left", suffixes=("", "_softmax"))
@@ -70,7 +71,7 @@ def _batches(context: Context) -> list[Table]:
 
 
 def _timed(context: Context, name: str, title: str, parts: list[pd.DataFrame]) -> list[Table]:
-    parts = [part for part in parts if len(part)]
+    parts = [rows for part in parts if len(rows := part[part["kind"] != "softmax"])]
     if not parts:
         return []
     keep = ["variant", "level", "phase", "unit", "length", "batch", "median", "q1", "q3", "baseline", "ratio"]

@@ -16,6 +16,7 @@ def tables(context) -> dict:
 def test_what_fits_stands_beside_softmax_of_the_same_run(tables):
     frame = tables["capacity"].frame.set_index("variant")
     assert frame.loc["nsa", ["sequences", "sequences_softmax"]].tolist() == [8000, 1000]
+    assert not {"softmax", "finetuned"} & set(frame.index)
     assert "4096 tokens" in tables["capacity"].title
     assert "16.0 GiB" in tables["capacity"].title
 
@@ -23,6 +24,7 @@ def test_what_fits_stands_beside_softmax_of_the_same_run(tables):
 def test_train_steps_and_batches_are_rows(tables):
     step = tables["train_steps"].frame.set_index("variant").loc["nsa"]
     assert (step["phase"], step["length"], step["unit"]) == ("train", 128, "ms")
+    assert "softmax" not in set(tables["train_steps"].frame["variant"])
     assert step["ratio"] == pytest.approx(0.75, rel=0.1)
     assert tables["batches"].frame["batch"].unique().tolist() == [8]
     assert tables["batches"].frame["phase"].unique().tolist() == ["decode"]

@@ -3,7 +3,7 @@
   "use strict";
   const specs = JSON.parse(document.getElementById("charts").textContent);
   const tip = document.getElementById("tip");
-  const LETTER = 6.6, RADIUS = 4.6;
+  const LETTER = 7.3, RADIUS = 4.6;
 
   function svg(tag, attributes, parent, text) {
     const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
