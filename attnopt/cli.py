@@ -82,11 +82,21 @@ def bench(
 
 
 @app.command()
-def report() -> None:
-    """Build reports/index.html, reports/report.md and reports/metrics.json from the records."""
+def report(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="With --compare: folders, git revisions or experiments.")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Put the runs on one page, reports/compare.html.")] = False,
+) -> None:
+    """Build reports/index.html, reports/report.md and reports/metrics.json from the records; or compare runs."""
     from stages import report as stage
 
-    stage.run()
+    if runs and not compare:
+        raise UserError(f"report takes no argument ('{runs[0]}') but with --compare")
+    if compare:
+        stage.compare(runs or [])
+    else:
+        stage.run()
 
 
 @app.command()

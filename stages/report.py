@@ -1,11 +1,13 @@
 """reports: the page, its Markdown twin, figures, tables and metrics, from the records alone."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from attnopt import params
 from attnopt.files import written_aside
-from attnopt.report import page
+from attnopt.report import ReportParams, page
+from attnopt.report import compare as comparison
 from stages import RESULTS
 
 REPORTS = Path("reports")
@@ -18,6 +20,12 @@ def run() -> None:
         print(f"note: {warning}")
     _histories(settings)
     print(f"the report lies at {REPORTS / 'index.html'}")
+
+
+def compare(runs: Sequence[str]) -> None:
+    """Several runs on one page, with the `report` section of the project here, where there is one."""
+    shown = params.load().report if Path("params.yaml").is_file() else ReportParams()
+    print(f"the comparison lies at {comparison.write(runs, shown, REPORTS)}")
 
 
 def _seeds(settings: params.Params) -> list[int]:

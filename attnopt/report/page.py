@@ -1,21 +1,16 @@
 """The report itself: one page, its Markdown twin with PNGs, the tables as CSV, and the metrics that DVC shows."""
 
-import base64
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import markupsafe
 import numpy as np
 import pandas as pd
 
 from attnopt.files import write_json, written_aside
-from attnopt.report import ReportParams, evidence, png, questions, records, summary, words
+from attnopt.report import ReportParams, evidence, png, questions, records, render, summary, words
 from attnopt.report.context import Answer, Context
 from attnopt.report.figures import Figure, plain
 from attnopt.report.records import SCORES, TEXTS
@@ -117,40 +112,36 @@ def metrics(context: Context) -> dict[str, dict[str, float]]:
 
 def html(report: Report) -> str:
     """The self-contained page."""
-    environment = _environment(autoescape=True)
-    environment.filters["bold"] = _bold
-    files = {name: _data_uri(text) for name, text in downloads(report).items()}
     samples = _samples(report.context)
-    return environment.from_string(_template("index.html.j2")).render(
+    return render.html(
+        "index.html.j2",
+        report.figures,
+        downloads(report),
+        report.context.looks,
         report=report,
         title=report.context.params.title,
         facts=facts(report.context),
-        looks=report.context.looks,
-        files=files,
-        style=markupsafe.Markup(_template("style.css")),
-        scripts=[markupsafe.Markup(_template(name)) for name in ("charts.js", "page.js")],
-        charts=_json([figure.spec() for figure in report.figures]),
-        samples=_json(samples),
+        samples=render.script_json(samples),
         top_kl=top_kl(samples, report.context.records.candidates),
     )
 
 
 def markdown(report: Report, drawn: Mapping[str, list[str]]) -> str:
-    """The same for a git host: relative images, pipe tables, no HTML.
+    """The same for a git host.
 
     Args:
         drawn: the files that each figure was drawn to.
     """
-    environment = _environment(autoescape=False)
-    environment.filters |= {"cell": _cell, "fence": _fence}
-    text = environment.from_string(_template("report.md.j2")).render(
+    return render.markdown(
+        "report.md.j2",
         report=report,
         title=report.context.params.title,
         facts=facts(report.context),
         drawn=drawn,
+        data="data",
+        images="figures",
         samples=_first(_samples(report.context)),
     )
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def facts(context: Context) -> list[str]:
@@ -201,53 +192,12 @@ def top_kl(samples: list[dict[str, Any]], candidates: Sequence[str]) -> float | 
 
 
 def _tokens_as_json(samples: pd.DataFrame) -> pd.DataFrame:
-    lists = {c: [_compact(plain(v)) if isinstance(v, list) else "" for v in samples[c]] for c in ("tokens", "token_kl")}
+    lists = {
+        c: [render.compact(plain(v)) if isinstance(v, list) else "" for v in samples[c]] for c in ("tokens", "token_kl")
+    }
     return samples.assign(**lists)
 
 
 def _first(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One sample per variant, all of the same prompt."""
     return list({s["variant"]: s for s in reversed(samples) if s["prompt"] == samples[0]["prompt"]}.values())[::-1]
-
-
-def _environment(autoescape: bool) -> jinja2.Environment:
-    return jinja2.Environment(
-        autoescape=autoescape, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-
-
-def _template(name: str) -> str:
-    return resources.files("attnopt.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _json(content: Any) -> markupsafe.Markup:
-    """JSON that may stand inside a script element: no markup can begin in it."""
-    text = _compact(content)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return markupsafe.Markup(text)
-
-
-def _compact(content: Any) -> str:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-
-
-def _data_uri(text: str) -> str:
-    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode()).decode()
-
-
-def _bold(text: str) -> markupsafe.Markup:
-    """**...** as strong, `...` as code, everything else escaped."""
-    escaped = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(markupsafe.escape(text)))
-    return markupsafe.Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", escaped))
-
-
-def _cell(text: str) -> str:
-    return " ".join(str(text).replace("\\", "\\\\").replace("|", "\\|").split())
-
-
-def _fence(text: str) -> str:
-    """A code block that no run of backticks in the text can close."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    marks = "`" * max(3, longest + 1)
-    return f"{marks}text\n{text}\n{marks}"

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from attnopt.report import ReportParams, page, records
+from attnopt.report import ReportParams, compare, page, records
 from attnopt.report.context import Context
 
-from . import fake
+from . import fake, swept
 
 QUICK = ReportParams(resamples=200)
 
@@ -21,3 +21,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def context(project: Path) -> Context:
     return Context.of(records.read(project, {name: row[0] for name, row in fake.VARIANTS.items()}, fake.SEEDS), QUICK)
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of three runs that differ in performer.features, and in `reports` their comparison."""
+    root = tmp_path_factory.mktemp("sweep")
+    runs = [swept.write(root / str(features), features, kl) for features, kl in ((256, 0.41), (64, 0.66), (128, 0.43))]
+    compare.write([str(run) for run in runs], QUICK, root / "reports")
+    return root

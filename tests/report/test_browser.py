@@ -29,18 +29,19 @@ def faults() -> list[str]:
 
 
 @pytest.fixture
-def visit(browser, project, faults):
+def visit(browser, project, sweep, faults):
     """Opens the page in a window of a width and a theme, noting what a page must not do."""
     pages = []
 
-    def open_page(width=1280, scheme="light", query=""):
+    def open_page(width=1280, scheme="light", query="", compared=False):
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.on(
             "console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None
         )
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else faults.append(r.url))
-        page.goto((project / "reports/index.html").as_uri() + query)
+        path = sweep / "reports/compare.html" if compared else project / "reports/index.html"
+        page.goto(path.as_uri() + query)
         page.wait_for_selector("[data-drawn]")
         pages.append(page)
         return page
@@ -102,6 +103,21 @@ def test_tokens_are_coloured_by_their_kl(visit, faults):
     assert faults == []
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+def test_the_comparison_is_drawn_without_a_fault(visit, faults, width, scheme):
+    page = visit(width, scheme, compared=True)
+    panels = page.locator("[data-chart=compare] .panels svg")
+    assert panels.count() == 4
+    for panel in panels.all():
+        assert panel.locator(".series[data-name=performer] path").count() >= 4, "a point per run, and their line"
+    assert {"64", "128", "256"} <= set(panels.first.locator("text").all_inner_texts())
+    panels.first.focus()
+    page.keyboard.press("ArrowRight")
+    assert "performer.features: 64" in page.locator("#tip").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    assert faults == []
+
+
 def test_a_legend_hides_and_isolates_and_an_axis_changes(visit, faults):
     page = visit()
     chart = page.locator("[data-chart=growth]")
@@ -152,9 +168,10 @@ def test_the_theme_follows_the_system_the_address_and_the_button(visit):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
-def test_axe_finds_no_serious_fault(visit, width, scheme):
+@pytest.mark.parametrize("compared", [False, True])
+def test_axe_finds_no_serious_fault(visit, width, scheme, compared):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-    found = axe.Axe().run(visit(width, scheme)).response["violations"]
+    found = axe.Axe().run(visit(width, scheme, compared=compared)).response["violations"]
     serious = [
         (v["id"], [n["html"][:120] for n in v["nodes"][:3]]) for v in found if v["impact"] in ("serious", "critical")
     ]

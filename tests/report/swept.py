@@ -1,0 +1,20 @@
+"""Synthetic records of one point of a sweep."""
+
+import json
+import math
+from pathlib import Path
+
+from . import fake
+
+
+def write(root: Path, features: int, kl: float) -> Path:
+    """A project folder of one point of a sweep: Performers of so many features, at a KL of their own."""
+    fake.write(root, ["softmax", "masks", "performer", "performer_bidirectional"], [0])
+    with (root / "params.yaml").open("a") as settings:
+        settings.write(f"performer:\n  features: {features}\n")
+    path = root / "results/evaluate/performer/0/record.json"
+    record = json.loads(path.read_text())
+    for split in record["splits"].values():
+        split |= {"kl_forward": kl, "kl_forward_se": 0.02, "ppl_ratio": math.exp(kl)}
+    path.write_text(json.dumps(record))
+    return root
