@@ -110,7 +110,7 @@ def test_the_comparison_is_drawn_without_a_fault(visit, faults, width, scheme):
     assert panels.count() == 4
     for panel in panels.all():
         assert panel.locator(".series[data-name=performer] path").count() >= 4, "a point per run, and their line"
-    assert {"64", "128", "256"} <= set(panels.first.locator("text").all_inner_texts())
+    assert {"64", "128", "256"} <= set(panels.first.locator("text").all_text_contents())
     panels.first.focus()
     page.keyboard.press("ArrowRight")
     assert "performer.features: 64" in page.locator("#tip").inner_text()
