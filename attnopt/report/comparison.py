@@ -29,7 +29,7 @@ class Comparison:
     @cached_property
     def labels(self) -> list[str]:
         """What is particular to each run; its source where that is nothing, too much, or not unique."""
-        sources = [run.source for run in self.runs]
+        sources = ["the workspace" if run.source == "." else run.source for run in self.runs]
         if not 0 < len(self.differing) <= 3:
             return sources
         found = [", ".join(f"{k}: {shown(v[i])}" for k, v in self.differing.items()) for i in range(len(sources))]
@@ -161,7 +161,7 @@ def _told(variant: str, rows: pd.DataFrame, runs: int, length: int | None) -> st
             parts.append(f"{at} {show(low[measure])} with {low['label']}, {show(high[measure])} with {high['label']}")
             if measure == "decode_ms" and high["decode_ms_q1"] <= low["decode_ms_q3"]:
                 parts[-1] += " (the quartiles overlap)"
-    if len(rows) < runs:
+    if 0 < len(rows) < runs:
         parts.append(f"only in {words.listing(rows['label'])}")
     return f"**{variant}**: {'. '.join(part[0].upper() + part[1:] for part in parts)}." if parts else ""
 

@@ -77,6 +77,16 @@ def test_two_settings_give_rows_in_the_place_of_an_axis(sweep, tmp_path):
     assert both.limits
 
 
+def test_what_one_run_lacks_is_said_of_candidates_alone(sweep, tmp_path):
+    other = shutil.copytree(sweep / "64", tmp_path / "other")
+    for path in [*other.glob("results/*/masks"), *other.glob("results/*/softmax")]:
+        shutil.rmtree(path)
+    both = compared(sweep / "64", other)
+    assert set(both.moved) == {"masks", "softmax"}
+    assert both.sentences[0] == f"**masks**: Only in {sweep / '64'}."
+    assert len(both.sentences) == 2
+
+
 def test_timings_of_two_machines_are_not_compared_in_silence(sweep, tmp_path):
     other = shutil.copytree(sweep / "64", tmp_path / "other")
     for path in other.glob("results/bench/*/record.json"):
