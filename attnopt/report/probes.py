@@ -131,7 +131,7 @@ def _class_figure(context: Context, by_class: pd.DataFrame) -> Figure:
             low, high = list((own["kl"] - half).clip(lower=ZERO)), list(own["kl"] + half)
             y = [context.name(v) for v in own["variant"]]
             series.append(Series(part, ordered(i, len(parts)), list(own["kl"]), y, low, high, along="x", line=False))
-        views.append(View(f"by {by}", [Panel("", Axis(KL, log=True), Axis("", categories=names), series)]))
+        views.append(View(f"by {by}", [Panel(f"By {by}", Axis(KL, log=True), Axis("", categories=names), series)]))
     return Figure(
         name="classes",
         title="KL by class of the predicted token",

@@ -1,6 +1,5 @@
 """Whether the far branch of every hybrid does anything: the whole student against its window alone."""
 
-import math
 from typing import Any
 
 import pandas as pd
@@ -62,8 +61,7 @@ def _compared(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _verdict(difference: float, se: float, window: float) -> str:
-    if math.isnan(se):
-        return "cannot tell"
+    """Without a standard error nothing can be told."""
     if difference > 1.96 * se:
         return "alive"
     return "dead" if difference + 1.96 * se < NEGLIGIBLE * window else "cannot tell"
