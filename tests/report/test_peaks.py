@@ -17,6 +17,7 @@ def test_what_fits_stands_beside_softmax_of_the_same_run(tables):
     frame = tables["capacity"].frame.set_index("variant")
     assert frame.loc["nsa", ["sequences", "sequences_softmax"]].tolist() == [8000, 1000]
     assert not {"softmax", "finetuned"} & set(frame.index)
+    assert tables["capacity"].rows()[0][1:3] == ["8\u202f000", "1\u202f000"]
     assert "4096 tokens" in tables["capacity"].title
     assert "16.0 GiB" in tables["capacity"].title
 
