@@ -158,10 +158,15 @@ def test_revisions_are_read_from_the_cache_and_the_workspace_stays(tmp_path, mon
             repo.scm.add([".dvc", "results.dvc", "params.yaml", ".gitignore"])
             repo.scm.commit(f"{features} features")
             repo.scm.tag(f"f{features}")
+        swept.write(tmp_path, 256, 0.3)
+        repo.add(["results"])
+        (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+        repo.experiments.save(name="wide")
+    swept.write(tmp_path, 512, 0.2)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/**/*.json")}
-    both = Comparison([revisions.read(revision, QUICK) for revision in ("f64", ".")])
-    assert both.differing == {"performer.features": [64, 128]}
-    assert list(both.frame.set_index("variant").loc["performer"]["kl"]) == [0.66, 0.43]
+    four = Comparison([revisions.read(revision, QUICK) for revision in ("f64", "f128", "wide", ".")])
+    assert four.differing == {"performer.features": [64, 128, 256, 512]}
+    assert list(four.frame.set_index("variant").loc["performer"]["kl"]) == [0.66, 0.43, 0.3, 0.2]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/**/*.json")} == before
     with pytest.raises(UserError, match="unknown run 'nosuch'"):
         revisions.read("nosuch", QUICK)
