@@ -135,7 +135,9 @@ def test_adapters_are_merged_and_gone(prepared: Workspace) -> None:
 
 def test_adapters_on_nothing_are_a_mistake(prepared: Workspace) -> None:
     prepared.set(lora={"steps": 8, "targets": ["v_proj"]})
-    with pytest.raises(UserError, match=r"lora.targets: \['v_proj'\] are no projections of this model; it has c_attn, c_proj"):
+    with pytest.raises(
+        UserError, match=r"lora.targets: \['v_proj'\] are no projections of this model; it has c_attn, c_proj"
+    ):
         prepared.run("distill hedgehog")
 
 

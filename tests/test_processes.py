@@ -37,8 +37,19 @@ def test_two_processes_follow_the_curve_of_one(prepared: Workspace) -> None:
     together = curve(ALONE)
     pd.testing.assert_frame_equal(alone, together, rtol=2e-4, atol=2e-5)
     prepared.set(distill={"processes": 1})
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
-    launched = curve([*launcher, "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "attnopt.cli", "distill", "based"])
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+    ]
+    launched = curve(
+        [*launcher, "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "attnopt.cli", "distill", "based"]
+    )
     pd.testing.assert_frame_equal(alone, launched, rtol=2e-4, atol=2e-5)
 
 
