@@ -1,5 +1,6 @@
 """What a training run writes down: a row per log point, the stages, the time; kept across resumptions."""
 
+import csv
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class Journal:
 
 def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """Rows as CSV, with a header also where there are none; None is an empty cell."""
-    import pandas as pd
-
-    pd.DataFrame(rows, columns=list(columns)).to_csv(path, index=False)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from attnopt import corpus, params, processes
-from attnopt.checkpoint import Checkpoint, key_of
+from attnopt.checkpoint import Checkpoint, code_digest, key_of
 from attnopt.device import precision, resolve
 from attnopt.distill import Trainer
 from attnopt.files import environment, read_json, write_json, written_aside
@@ -63,6 +63,7 @@ def _write(settings: params.Params, trainer: Trainer, student: Any, loaded: Mate
         "layers": variant.layers,
         "seed": seed,
         "teacher": settings.teacher.model_dump(),
+        "code": code_digest(),
     }
     with written_aside(MODELS / variant.name / str(seed)) as aside:
         delta.save(aside, student, loaded.teacher, description)
