@@ -4,6 +4,7 @@ A part is a folder of a few blocks: for each array NAME.npy, all blocks one afte
 NAME.ends.npy, where each block ends. A part that lies there under its name is whole: it was written aside and renamed.
 """
 
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -47,8 +48,10 @@ def _save(folder: Path, blocks: list[Block]) -> None:
         arrays = [block[name] for block in blocks]
         stored = {f"{name}.npy": np.concatenate(arrays), f"{name}.ends.npy": np.cumsum([len(a) for a in arrays])}
         for file, array in stored.items():
+            buffer = io.BytesIO()  # straight to a file, np.save hides why a disk refuses it
+            np.save(buffer, array)
             with (folder / file).open("wb") as out:
-                np.save(out, array)
+                out.write(buffer.getbuffer())
                 out.flush()
                 os.fsync(out.fileno())
 
