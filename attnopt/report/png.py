@@ -80,10 +80,12 @@ def _panel(axes: Axes, panel: Panel) -> None:
 
 def _axis(axes: Axes, which: str, axis: Axis) -> None:
     positive = axes.dataLim.minposx if which == "x" else axes.dataLim.minposy
+    ticked = axes.xaxis if which == "x" else axes.yaxis
     if not axis.log or not np.isfinite(positive):
+        if axis.ticks:
+            ticked.set_ticks(axis.ticks[:: math.ceil(len(axis.ticks) / 7)])
         return
     getattr(axes, f"set_{which}scale")("log")
-    ticked = axes.xaxis if which == "x" else axes.yaxis
     low, high = getattr(axes, f"get_{which}lim")()
     ticks = [t for t in axis.ticks or _log_ticks(low, high) if low <= t <= high]
     ticked.set_ticks(ticks[:: math.ceil(len(ticks) / 7)] if ticks else [])

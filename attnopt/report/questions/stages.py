@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from attnopt.report import stats, words
-from attnopt.report.context import Answer, Context, absent
+from attnopt.report.context import ZERO, Answer, Context, absent, off_scale
 from attnopt.report.figures import Axis, Figure, Panel, Series, Style, one_view, ordered, row_height
 from attnopt.report.tables import Table, column
 
@@ -95,6 +95,8 @@ def _table(context: Context, rows: pd.DataFrame, shown: list[str]) -> Table:
 
 
 def _figure(context: Context, rows: pd.DataFrame, shown: list[str]) -> Figure:
+    missing = off_scale(rows.assign(kl=rows[shown].min(axis=1)))
+    rows = rows[rows[shown].min(axis=1) > ZERO]
     names = [context.name(str(v)) for v in rows.index]
     series = [
         Series("", Style("hair", "none"), list(kl), [name] * len(kl), points=False)
@@ -107,7 +109,7 @@ def _figure(context: Context, rows: pd.DataFrame, shown: list[str]) -> Figure:
         name="stages",
         title="KL at the swap and after each stage",
         alt=f"For every variant the KL {words.listing(STAGES[stage] for stage in shown)}.",
-        caption="Validation split, means over seeds.",
+        caption=f"Validation split, means over seeds.{missing}",
         views=one_view(panel),
         frame=rows.drop(columns="role").reset_index(names="variant"),
         command="dvc repro distill",
