@@ -52,7 +52,7 @@ class Axis:
 
 @dataclass
 class Series:
-    """Points, joined where `line`; low and high are the interval, along y or along x."""
+    """Points, joined where `line`; low and high are the interval, along y or along x; hollow ones are small besides."""
 
     name: str
     style: Style
@@ -64,6 +64,7 @@ class Series:
     line: bool = True
     points: bool = True
     label: bool = False
+    hollow: bool = False
     notes: Sequence[str] | None = None
 
 

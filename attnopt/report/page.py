@@ -95,7 +95,7 @@ def downloads(report: Report) -> dict[str, str]:
     """Every table and every figure's numbers as CSV."""
     files = {table.name: csv(table.frame) for table in report.tables}
     files |= {f"figure_{figure.name}": csv(figure.frame) for figure in report.figures}
-    return files | {"samples": csv(_tokens_as_json(report.context.records.samples))}
+    return files | {"samples": csv(_all_samples(report.context))}
 
 
 def metrics(context: Context) -> dict[str, dict[str, float]]:
@@ -189,6 +189,13 @@ def top_kl(samples: list[dict[str, Any]], candidates: Sequence[str]) -> float | 
     ranked = [kl for sample in samples if sample["variant"] in candidates for kl in sample["kl"]]
     every = ranked or [kl for sample in samples for kl in sample["kl"]]
     return max(round(float(np.quantile(every, 0.95)), 2), 0.01) if every else None
+
+
+def _all_samples(context: Context) -> pd.DataFrame:
+    """Texts of the final students, then of the checkpoints, with the step at which each wrote."""
+    final, kept = context.records.samples.assign(step="end"), context.records.checkpoint_samples
+    rows = pd.concat([final, kept.astype({"step": int})], ignore_index=True) if len(kept) else final
+    return _tokens_as_json(rows)
 
 
 def _tokens_as_json(samples: pd.DataFrame) -> pd.DataFrame:

@@ -109,11 +109,12 @@ def _tick(value: float) -> str:
 
 def _series(axes: Axes, series: Series, y: Sequence[float], named: bool) -> None:
     style, colour = series.style, series.style.hex
-    hidden = not named or series.name == "" or style.shape == "tick"
+    hidden = not named or series.name == "" or style.shape == "tick" or series.hollow
+    size = 3.5 if series.hollow else 9 if style.shape == "tick" else 5
     line = _dash(style) if series.line else "None"
     marker = MARKERS[style.shape] if series.points else "None"
-    axes.plot(series.x, y, color=colour, ls=line, lw=1.4, marker=marker, ms=5 if style.shape != "tick" else 9,
-              label="_" if hidden else series.name, zorder=3)  # fmt: skip
+    axes.plot(series.x, y, color=colour, ls=line, lw=1.4, marker=marker, ms=size,
+              mfc="none" if series.hollow else colour, label="_" if hidden else series.name, zorder=3)  # fmt: skip
     if series.low is not None and series.high is not None:
         if series.line:
             axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, lw=0)

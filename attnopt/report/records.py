@@ -45,8 +45,10 @@ class Records:
     Attributes:
         runs: a row per distillation; stages: per stage of one. history, coefficients: a row per log point.
         quality: a row per run and split. positions: KL by position, likewise.
+        checkpoints: as quality, a row per step besides, of the students that a training kept on its way.
         classes: a row per class of tokens. layers, branches, pruned, features: a row per probe of a student.
-        samples: a row per generated text. bench: a row per measurement. capacity: how many sequences a memory holds.
+        samples: a row per generated text. checkpoint_samples: likewise, of the checkpoints, with their step.
+        bench: a row per measurement. capacity: how many sequences a memory holds.
         environments: stage, variant and what it ran on.
         settings: params.yaml as text. controls: shown, never ranked. leaks: negative controls: marked besides.
     """
@@ -60,6 +62,7 @@ class Records:
     history: pd.DataFrame
     coefficients: pd.DataFrame
     quality: pd.DataFrame
+    checkpoints: pd.DataFrame
     positions: pd.DataFrame
     classes: pd.DataFrame
     layers: pd.DataFrame
@@ -67,6 +70,7 @@ class Records:
     pruned: pd.DataFrame
     features: pd.DataFrame
     samples: pd.DataFrame
+    checkpoint_samples: pd.DataFrame
     sampling: dict[str, Any]
     bench: pd.DataFrame
     capacity: pd.DataFrame
@@ -156,30 +160,44 @@ class _Reader:
         }
 
     def evaluated(self) -> dict[str, Any]:
-        rows, positions, classes = [], [], []
+        rows, checkpoints, positions, classes = [], [], [], []
         probes: dict[str, list[dict[str, Any]]] = {name: [] for name in PROBES}
         for _, who, record in self._found("evaluate"):
             for name, found in probes.items():
                 found += [row | who for row in record.get(name) or []]
             for split, values in (record.get("splits") or {}).items():
                 where = who | {"split": split}
-                rows.append(where | {k: v for k, v in values.items() if k not in ("kl_by_position", "kl_by_class")})
+                rows.append(where | _summaries(values))
                 classes += [where | row for row in values.get("kl_by_class") or []]
                 by_position = enumerate(values.get("kl_by_position") or [], 1)
                 positions += [where | {"position": position, "kl": kl} for position, kl in by_position]
+            for kept in record.get("checkpoints") or []:
+                splits = (kept.get("splits") or {}).items()
+                checkpoints += [
+                    who | {"step": kept["step"], "split": split} | _summaries(values) for split, values in splits
+                ]
         return {
             "quality": _table(rows, (*WHO, "split"), QUALITY),
+            "checkpoints": _table(checkpoints, (*WHO, "split"), ("step", *QUALITY)),
             "positions": _table(positions, (*WHO, "split"), ("position", "kl")),
             "classes": _table(classes, (*WHO, "split", "by", "class"), ("tokens", "kl", "kl_se")),
         } | {name: _table(found, (*WHO, *PROBES[name][0]), PROBES[name][1]) for name, found in probes.items()}
 
     def sampled(self) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
+        checkpoints: list[dict[str, Any]] = []
         settings: dict[str, Any] = {}
         for _, who, record in self._found("sample"):
             settings = record.get("settings") or settings
             rows += [_printable(sample) | who for sample in record.get("samples") or []]
-        return {"samples": _table(rows, (*WHO, *TEXTS), SCORES), "sampling": settings}
+            for kept in record.get("checkpoints") or []:
+                step = who | {"step": kept["step"]}
+                checkpoints += [_printable(sample) | step for sample in kept.get("samples") or []]
+        return {
+            "samples": _table(rows, (*WHO, *TEXTS), SCORES),
+            "checkpoint_samples": _table(checkpoints, (*WHO, *TEXTS), ("step", *SCORES)),
+            "sampling": settings,
+        }
 
     def benched(self) -> dict[str, Any]:
         rows, capacity = [], []
@@ -240,6 +258,11 @@ def _table(rows: list[dict[str, Any]], named: Iterable[str], numbers: Iterable[s
     table = pd.DataFrame(rows)
     table = table.reindex(columns=[*table.columns, *(c for c in (*named, *numbers) if c not in table)])
     return table.assign(**{c: pd.to_numeric(table[c], errors="coerce").astype(float) for c in numbers})
+
+
+def _summaries(values: dict[str, Any]) -> dict[str, Any]:
+    """A split's measures without its lists."""
+    return {key: value for key, value in values.items() if key not in ("kl_by_position", "kl_by_class")}
 
 
 def _printable(sample: dict[str, Any]) -> dict[str, Any]:

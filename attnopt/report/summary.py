@@ -112,14 +112,23 @@ def cost(records: Records, length: int) -> pd.DataFrame:
 
 def coherence(records: Records, split: str) -> pd.DataFrame:
     """One row per variant and seed: KL beside what its samples score. Perplexities are geometric means over texts."""
-    keys = ["variant", "seed"]
-    table = records.samples.assign(
-        sample_ppl=np.log(records.samples["teacher_ppl"]), teacher_ppl_own=np.log(records.samples["teacher_text_ppl"])
+    return _scored(records, records.quality[records.quality["split"] == split], records.samples, ["variant", "seed"])
+
+
+def coherence_on_the_way(records: Records, split: str) -> pd.DataFrame:
+    """The same of checkpoints, one row per variant, seed and step."""
+    evaluated = records.checkpoints[records.checkpoints["split"] == split]
+    return _scored(records, evaluated, records.checkpoint_samples, ["variant", "seed", "step"])
+
+
+def _scored(records: Records, quality: pd.DataFrame, samples: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    table = samples.assign(
+        sample_ppl=np.log(samples["teacher_ppl"]), teacher_ppl_own=np.log(samples["teacher_text_ppl"])
     )
     measures = ["sample_ppl", "teacher_ppl_own", "repetition", "distinct_1", "distinct_2"]
     means = table.groupby(keys, sort=False)[measures].mean()
     means[measures[:2]] = np.exp(means[measures[:2]])
-    evaluated = records.quality[records.quality["split"] == split].set_index(keys)["kl_forward"].rename("kl")
+    evaluated = quality.set_index(keys)["kl_forward"].rename("kl")
     joined = means.join(evaluated, how="inner").reset_index()
     return joined.assign(role=[records.role(v) for v in joined["variant"]])
 

@@ -29,6 +29,10 @@ VARIANTS: dict[str, tuple[str, float, float, str, float, float, int]] = {
     "routing": ("routing", 0.21, 0.8, "linear", 5.2, 0.0001, 590_000),
 }
 SEEDS = [0, 1]
+KEPT = {50: 2.0, 100: 1.4}
+"""Checkpoints: step -> KL relative to the final student's."""
+SAVING = ["window", "masks", "based", "linformer", "performer_bidirectional", "none"]
+"""Variants whose trainings keep checkpoints; records of the others are older and do not name them."""
 LENGTHS = {"model": [128, 256, 512, 1024, 2048, 4096], "operation": [1024, 4096, 16384]}
 PROMPTS = ["Hello, my name is", "The meaning of life is", "In a shocking turn of events,"]
 CANDIDATES = ["last:1", "last:2", "last:3", "last:4", "last:5", "first:2"]
@@ -84,8 +88,12 @@ def _run(root: Path, name: str, seed: int) -> None:
     splits = {"valid": _quality(rng, kl * 0.98), "test": _quality(rng, kl)}
     evaluated = who | {"splits": splits, "environment": ENVIRONMENT}
     evaluated |= probed.probes(rng, name, kind, kl)
+    sampled = _samples(rng, name, kl)
+    if name in SAVING:
+        evaluated["checkpoints"] = [_evaluated(rng, step, kl * more) for step, more in KEPT.items()]
+        sampled["checkpoints"] = [_sampled(rng, name, step, kl * more) for step, more in KEPT.items()]
     _json(root / "results/evaluate" / name / str(seed) / "record.json", evaluated)
-    _json(root / "results/sample" / name / str(seed) / "record.json", who | _samples(rng, name, kl))
+    _json(root / "results/sample" / name / str(seed) / "record.json", who | sampled)
 
 
 def _history(rng: np.random.Generator, start: float, end: float) -> pd.DataFrame:
@@ -143,6 +151,17 @@ def _samples(rng: np.random.Generator, name: str, kl: float) -> dict[str, Any]:
         values = [4 * bad * noise, *np.linspace(0, 3 * bad * noise, len(tokens) - 1)]
         samples.append(texts | scores | {"tokens": tokens, "token_kl": list(map(float, values)), "seconds": 0.4})
     return {"settings": {"temperature": 0.7, "top_k": 50, "new_tokens": 64}, "samples": samples}
+
+
+def _evaluated(rng: np.random.Generator, step: int, kl: float) -> dict[str, Any]:
+    return {"step": step, "splits": {"valid": _quality(rng, kl * 0.98), "test": _quality(rng, kl)}}
+
+
+def _sampled(rng: np.random.Generator, name: str, step: int, kl: float) -> dict[str, Any]:
+    """Fewer samples than of the final student, and no tokens."""
+    samples = _samples(rng, name, kl)["samples"][:2]
+    lists = ("tokens", "token_kl")
+    return {"step": step, "samples": [{k: v for k, v in sample.items() if k not in lists} for sample in samples]}
 
 
 def _bench(name: str) -> dict[str, Any]:

@@ -88,6 +88,16 @@ def test_the_page_and_the_download_hold_every_tokens_kl(index, project, context)
     assert json.loads(table["token_kl"][0]) == pytest.approx(context.records.samples["token_kl"][0], rel=1e-5)
 
 
+def test_checkpoints_are_in_the_downloads_and_not_in_the_browser(index, project, context):
+    shown = json.loads(re.search(r'id="sample-data">(.*?)</script>', index, re.S)[1])
+    assert len(shown) == len(context.records.samples)
+    for name in ("samples", "figure_coherence"):
+        table = pd.read_csv(project / f"reports/data/{name}.csv", dtype={"step": str})
+        steps = table.loc[table["variant"] == "masks", "step"]
+        assert set(steps) == {"end", "50", "100"}
+        assert set(table.loc[table["variant"] == "nsa", "step"]) == {"end"}
+
+
 def test_records_without_tokens_make_a_page_without_colours(tmp_path):
     chosen = fake.write(tmp_path, ["masks"], [0])
     path = tmp_path / "results/sample/masks/0/record.json"

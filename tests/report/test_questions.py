@@ -12,7 +12,9 @@ import torch
 from attnopt.mechanisms import Geometry
 from attnopt.mechanisms.masks import Masks
 from attnopt.report.context import Answer, Context
-from attnopt.report.questions import answers, coefficients, crossovers
+from attnopt.report.questions import answers, coefficients, coherence, crossovers
+
+from . import fake
 
 SLUGS = ["choose", "coherence", "simplest", "features", "branches", "coefficients", "crossovers"]
 SLUGS += ["stages", "positions", "others"]
@@ -24,6 +26,12 @@ def replaced(context: Context, **tables: pd.DataFrame) -> Context:
 
 def asked(context: Context, slug: str) -> Answer:
     return importlib.import_module(f"attnopt.report.questions.{slug}").answer(context)
+
+
+def without_checkpoints(context: Context) -> Context:
+    """As records were before there were any."""
+    names = ("checkpoints", "checkpoint_samples")
+    return replaced(context, **{name: getattr(context.records, name).iloc[:0] for name in names})
 
 
 def scaled(context: Context, variant: str, factor: float) -> Context:
@@ -71,7 +79,8 @@ def test_variants_as_fast_within_quartiles_are_told_apart_by_kl(context):
 
 
 def test_kl_that_orders_the_samples_is_said_to_and_kl_that_does_not_is_not(context):
-    assert asked(context, "coherence").short.startswith("Yes")
+    context = without_checkpoints(context)
+    assert asked(context, "coherence").short.startswith("Yes: over 17 runs of 9 variants the")
     samples = context.records.samples
     for seed in (7, 3):  # whose correlations happen to be 0.1 and -0.4
         rng = np.random.default_rng(seed)
@@ -80,6 +89,85 @@ def test_kl_that_orders_the_samples_is_said_to_and_kl_that_does_not_is_not(conte
         assert asked(shuffled, "coherence").short.startswith("Not decided")
     samples = samples.assign(teacher_ppl=1 / samples["teacher_ppl"])
     assert asked(replaced(context, samples=samples), "coherence").short.startswith("The opposite")
+
+
+def test_checkpoints_are_points_beside_the_final_students(context):
+    answer = asked(context, "coherence")
+    variants = [v for v in fake.SAVING if v in context.records.candidates]
+    count = len(variants) * len(fake.SEEDS) * len(fake.KEPT)
+    assert f"over 17 runs and {count} checkpoints of 9 variants the Spearman correlation of KL" in answer.short
+    frame = answer.tables[0].frame
+    assert frame[frame["over"] == "all points"]["checkpoints"].tolist() == [count] * 3
+    assert frame[frame["over"] == "final students"]["checkpoints"].tolist() == [0] * 3
+    assert any("rests on 3 samples, a checkpoint on 2." in limit for limit in answer.limits)
+    assert not any("not sampled" in limit for limit in answer.limits)
+
+
+def test_the_final_students_alone_are_said_to_correlate_as_they_do_without_checkpoints(context):
+    (said,) = [s for s in asked(context, "coherence").sentences if s.startswith("Without checkpoints")]
+    bare = asked(without_checkpoints(context), "coherence")
+    shown = [re.search(r"\*\*.* with .*", text)[0].removesuffix(".") for text in (bare.short, *bare.sentences[:1])]
+    assert "over the 17 final students alone, it is" in said
+    assert shown[0] in said
+    assert not any(s.startswith("Without checkpoints") for s in bare.sentences)
+    assert any("Checkpoints within a training run were not sampled" in limit for limit in bare.limits)
+    assert "checkpoint" not in " ".join([bare.short, *bare.sentences, *bare.tables[0].columns, bare.figures[0].caption])
+
+
+def test_a_correlation_that_only_training_progress_makes_is_called_that(context):
+    """Final students that differ in KL and not in order of coherence; checkpoints that are all worse in both."""
+    samples, kept = context.records.samples, context.records.checkpoint_samples
+    rng = np.random.default_rng(7)
+    noise = samples.groupby(["variant", "seed"])["teacher_ppl"].transform(lambda _: np.exp(0.01 * rng.normal()))
+    worse = context.records.checkpoints.assign(kl_forward=50 + context.records.checkpoints["kl_forward"])
+    found = replaced(
+        context,
+        samples=samples.assign(teacher_ppl=20 * noise),
+        checkpoint_samples=kept.assign(teacher_ppl=1e3 * np.exp(kept["teacher_ppl"] / 1e9)),
+        checkpoints=worse,
+    )
+    short = asked(found, "coherence").short
+    assert short.startswith("Yes:")
+    assert short.endswith("it is not decided with the final students alone.")
+
+
+def test_a_variants_checkpoints_are_resampled_with_it(context, monkeypatch):
+    groups = []
+    monkeypatch.setattr(coherence.stats, "bootstrap", lambda rows, *_: groups.append(rows) or (0.0, 1.0))
+    asked(context, "coherence")
+    assert sorted(len(rows) for rows in groups[0]) == [1, 2, 2, 2, 2, 6, 6, 6, 6]
+
+
+def test_checkpoints_of_the_reports_split_only(context):
+    table = context.records.checkpoints
+    other = table.assign(kl_forward=table["kl_forward"].where(table["split"] == "test", 1e6))
+    figure = asked(replaced(context, checkpoints=other), "coherence").figures[0]
+    assert figure.frame["kl"].max() < 1e5
+    valid = replaced(context, checkpoints=table[table["split"] == "valid"])
+    assert "checkpoint" not in asked(valid, "coherence").short
+
+
+def test_checkpoints_are_drawn_hollow_in_their_variants_colour_and_say_their_step(context):
+    figure = asked(context, "coherence").figures[0]
+    for panel in figure.views[0].panels:
+        final = {s.name: s for s in panel.series if not s.hollow}
+        kept = {s.name: s for s in panel.series if s.hollow}
+        assert set(kept) == {context.name(v) for v in fake.SAVING}
+        assert all(series.style == final[name].style for name, series in kept.items())
+        assert kept["masks"].notes[:2] == ["seed 0, checkpoint at step 50", "seed 0, checkpoint at step 100"]
+        assert final["masks"].notes == ["seed 0", "seed 1"]
+    rows = figure.frame[(figure.frame["variant"] == "masks") & (figure.frame["seed"] == 0)]
+    assert rows["step"].tolist() == ["end", 50, 100]
+    expected = context.records.checkpoints
+    expected = expected[(expected["variant"] == "masks") & (expected["seed"] == 0) & (expected["split"] == "test")]
+    assert rows["kl"].tolist()[1:] == expected["kl_forward"].tolist()
+    assert "Small hollow points are checkpoints" in figure.caption
+
+
+def test_a_checkpoint_that_was_evaluated_and_not_sampled_is_no_point(context):
+    kept = context.records.checkpoint_samples
+    found = replaced(context, checkpoint_samples=kept[(kept["variant"] != "masks") | (kept["step"] != 50)])
+    assert "and 14 checkpoints of" in asked(found, "coherence").short
 
 
 def test_a_score_that_hardly_varies_is_not_correlated(context):

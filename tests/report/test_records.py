@@ -39,6 +39,27 @@ def test_every_table_is_read(root):
     assert run.controls == ["softmax"]
 
 
+def test_checkpoints_are_read_beside_the_final_students(root):
+    run = read(root)
+    of_masks = run.checkpoints[run.checkpoints["variant"] == "masks"]
+    assert of_masks.groupby(["seed", "split"])["step"].apply(list).tolist() == [[50, 100]] * 4
+    final = run.quality[(run.quality["variant"] == "masks") & (run.quality["split"] == "test")]["kl_forward"]
+    early = of_masks[(of_masks["step"] == 50) & (of_masks["split"] == "test")]["kl_forward"]
+    assert early.tolist() == pytest.approx([fake.KEPT[50] * kl for kl in final])
+    assert run.checkpoint_samples.groupby(["variant", "seed", "step"]).size().unique().tolist() == [2]
+    assert set(run.checkpoint_samples["variant"]) == {"masks", "performer_bidirectional"}
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_records_without_checkpoints_are_read(root, empty):
+    for path in root.glob("results/*/*/*/record.json"):
+        change(path, lambda record: record.update(checkpoints=[]) if empty else record.pop("checkpoints", None))
+    run = read(root)
+    assert not len(run.checkpoints)
+    assert not len(run.checkpoint_samples)
+    assert len(run.samples) == 6 * len(fake.PROMPTS)
+
+
 def test_the_controls_are_those_that_were_named(root):
     run = records.read(root, {name: fake.VARIANTS[name][0] for name in FEW}, [0], ["masks"])
     assert run.controls == ["masks"]

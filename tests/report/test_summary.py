@@ -59,6 +59,14 @@ def test_sample_perplexity_is_a_geometric_mean(context):
     assert found.loc[("masks", 1), "sample_ppl"] == pytest.approx(float(np.prod(own) ** (1 / len(own))))
 
 
+def test_checkpoints_score_by_step_and_never_among_the_final_students(context):
+    found = summary.coherence_on_the_way(context.records, "test").set_index(["variant", "seed", "step"])
+    kept = context.records.checkpoint_samples
+    own = kept[(kept["variant"] == "masks") & (kept["seed"] == 1) & (kept["step"] == 50)]["teacher_ppl"]
+    assert found.loc[("masks", 1, 50), "sample_ppl"] == pytest.approx(float(np.prod(own) ** (1 / len(own))))
+    assert not summary.coherence(context.records, "test").duplicated(["variant", "seed"]).any()
+
+
 def test_a_report_without_evaluations_is_empty_not_broken(context):
     bare = dataclasses.replace(context.records, quality=context.records.quality.iloc[:0])
     assert not len(summary.quality(bare, "test"))

@@ -10,6 +10,10 @@ from attnopt.report.tables import Table, column
 SLUG, QUESTION = "coherence", "Does low KL mean coherent text?"
 LEAST = 4
 """Variants, and different values, that a rank correlation takes at least."""
+END = "end"
+"""The step of a final student."""
+FINAL = {"Yes": "it is above zero", "The opposite": "it is below zero", "Not decided": "it is not decided"}
+"""The verdict of the final students, in a sentence."""
 MEASURES = {
     "sample_ppl": "the teacher's perplexity of the samples",
     "repetition": "repetition",
@@ -18,33 +22,71 @@ MEASURES = {
 
 
 def answer(context: Context) -> Answer:
-    table = summary.coherence(context.records, context.params.split)
+    table = summary.coherence(context.records, context.params.split).assign(step=END)
     ranked = table[table["role"] == "candidate"]
     measures = [m for m in MEASURES if ranked[m].notna().all() and ranked[m].nunique() >= LEAST]
     if ranked["variant"].nunique() < LEAST or not measures:
         return absent(SLUG, QUESTION, f"it takes KL and scored samples of {LEAST} competing variants or more")
-    frame = pd.DataFrame([_correlation(context, ranked, measure) for measure in measures])
-    shown = [f"**{words.fixed(r.rho)}** {words.interval(r.low, r.high)} with {r.measure}" for r in frame.itertuples()]
-    runs = f"{words.plural(len(ranked), 'run')} of {ranked['variant'].nunique()} variants"
-    short = f"{_verdict(frame.iloc[0])}: over {runs} the Spearman correlation of KL is {shown[0]}."
-    sentences = [f"It is {words.listing(shown[1:])}."] if shown[1:] else []
+    kept = _kept(context, table, measures)
+    points = _stacked(ranked, kept[kept["role"] == "candidate"])
+    frame = pd.DataFrame([_correlation(context, points, m, "all points") for m in measures])
+    alone = pd.DataFrame([_correlation(context, ranked, m, "final students") for m in measures])
+    only_final = len(points) == len(ranked)
     return Answer(
         slug=SLUG,
         question=QUESTION,
-        short=short,
-        sentences=sentences
+        short=_short(points, frame, alone),
+        sentences=[f"It is {words.listing(shown)}." for shown in [_shown(frame)[1:]] if shown]
+        + ([] if only_final else [_alone(alone)])
         + [_leak(context, table, v) for v in table["variant"].unique() if v in context.records.leaks],
-        limits=_limits(context, ranked),
-        figures=[_figure(context, table)],
-        tables=[_table(frame)],
+        limits=_limits(context, ranked, points),
+        figures=[_figure(context, _stacked(table, kept))],
+        tables=[_table(frame if only_final else pd.concat([frame, alone], ignore_index=True))],
     )
 
 
-def _correlation(context: Context, table: pd.DataFrame, measure: str) -> dict[str, float | str]:
+def _kept(context: Context, table: pd.DataFrame, measures: list[str]) -> pd.DataFrame:
+    """The checkpoints that have every measure, of the trainings whose final student has them too."""
+    kept = summary.coherence_on_the_way(context.records, context.params.split).dropna(subset=["kl", *measures])
+    return kept.merge(table[["variant", "seed"]], on=["variant", "seed"])
+
+
+def _stacked(final: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
+    """Final students, then checkpoints with their step."""
+    return pd.concat([final, kept.astype({"step": int})], ignore_index=True) if len(kept) else final
+
+
+def _correlation(context: Context, table: pd.DataFrame, measure: str, over: str) -> dict[str, float | str]:
     groups = [rows[["kl", measure]].to_numpy() for _, rows in table.groupby("variant")]
     rho = stats.spearman(table["kl"].to_numpy(), table[measure].to_numpy())
     low, high = stats.bootstrap(groups, lambda r: stats.spearman(r[:, 0], r[:, 1]), context.params.resamples)
-    return {"measure": MEASURES[measure], "rho": rho, "low": low, "high": high, "runs": len(table)}
+    runs = int((table["step"] == END).sum())
+    counts = {"runs": runs, "checkpoints": len(table) - runs}
+    return {"measure": MEASURES[measure], "over": over, "rho": rho, "low": low, "high": high, **counts}
+
+
+def _short(points: pd.DataFrame, frame: pd.DataFrame, alone: pd.DataFrame) -> str:
+    """The verdict over all points, and that of the final students where it is another."""
+    all_points, final = _verdict(frame.iloc[0]), _verdict(alone.iloc[0])
+    runs, checkpoints = (int(frame[count].iloc[0]) for count in ("runs", "checkpoints"))
+    over = [words.plural(runs, "run"), *([words.plural(checkpoints, "checkpoint")] if checkpoints else [])]
+    short = (
+        f"{all_points}: over {words.listing(over)} of {points['variant'].nunique()} variants "
+        f"the Spearman correlation of KL is {_shown(frame)[0]}"
+    )
+    return f"{short}." if final == all_points else f"{short}; {FINAL[final]} with the final students alone."
+
+
+def _alone(alone: pd.DataFrame) -> str:
+    """The correlation that no training's progress makes."""
+    return (
+        f"Without checkpoints, over the {words.plural(int(alone['runs'].iloc[0]), 'final student')} alone, it is "
+        f"{words.listing(_shown(alone))}."
+    )
+
+
+def _shown(frame: pd.DataFrame) -> list[str]:
+    return [f"**{words.fixed(r.rho)}** {words.interval(r.low, r.high)} with {r.measure}" for r in frame.itertuples()]
 
 
 def _verdict(row: pd.Series) -> str:
@@ -64,26 +106,38 @@ def _leak(context: Context, table: pd.DataFrame, variant: str) -> str:
     )
 
 
-def _limits(context: Context, ranked: pd.DataFrame) -> list[str]:
-    each = int(context.records.samples.groupby(["variant", "seed"]).size().median())
+def _limits(context: Context, ranked: pd.DataFrame, points: pd.DataFrame) -> list[str]:
+    each = _texts(context.records.samples, ["variant", "seed"])
+    rests = words.plural(each, "sample")
+    whole, on_the_way = "whole variants resampled", " Checkpoints within a training run were not sampled."
+    if len(points) > len(ranked):
+        kept = _texts(context.records.checkpoint_samples, ["variant", "seed", "step"])
+        rests += "" if kept == each else f", a checkpoint on {kept}"
+        whole, on_the_way = f"{whole} with all their checkpoints", ""
     flat = [
         f"{label} takes {ranked[m].nunique()} values" for m, label in MEASURES.items() if ranked[m].nunique() < LEAST
     ]
     return [
-        f"Each point rests on {words.plural(each, 'sample')}. Intervals: 95 %, whole variants resampled; controls and "
-        "leaking variants left out. Checkpoints within a training run were not sampled.",
+        f"Each point rests on {rests}. Intervals: 95 %, {whole}; controls and leaking variants left out.{on_the_way}",
         *(f"Too flat to correlate: {words.listing(flat)}." for _ in flat[:1]),
     ]
 
 
+def _texts(samples: pd.DataFrame, keys: list[str]) -> int:
+    """How many texts a student wrote."""
+    return int(samples.groupby(keys).size().median())
+
+
 def _figure(context: Context, table: pd.DataFrame) -> Figure:
-    off = off_scale(table.groupby("variant")[["kl"]].mean())
+    ended = table["step"] == END
+    off = off_scale(table[ended].groupby("variant")[["kl"]].mean())
+    small = "" if ended.all() else " Small hollow points are checkpoints of the same training."
     return Figure(
         name="coherence",
         title="Samples’ scores against KL",
         alt="Teacher's perplexity of the samples, repetition and distinct-2 against KL.",
-        caption=f"One point per variant and seed.{off} A cross is a leaking control: it sees the tokens it predicts "
-        "when KL is measured, and cannot when it writes.",
+        caption=f"One point per variant and seed.{small}{off} A cross is a leaking control: it sees the tokens it "
+        "predicts when KL is measured, and cannot when it writes.",
         views=one_view(*(_panel(context, table, m) for m in MEASURES if table[m].notna().any())),
         frame=table,
         command="dvc repro evaluate sample",
@@ -93,13 +147,20 @@ def _figure(context: Context, table: pd.DataFrame) -> Figure:
 def _panel(context: Context, table: pd.DataFrame, measure: str) -> Panel:
     perplexity = measure == "sample_ppl"
     series = [
-        context.series(v, rows["kl"], rows[measure], line=False, notes=[f"seed {s}" for s in rows["seed"]])
-        for v, rows in table[table["kl"] > ZERO].groupby("variant", sort=False)
+        context.series(v, rows["kl"], rows[measure], line=False, hollow=not ended, notes=_notes(rows))
+        for (ended, v), rows in table[table["kl"] > ZERO].groupby([table["step"] == END, "variant"], sort=False)
     ]
-    own = float(table["teacher_ppl_own"].median())
+    own = float(table.loc[table["step"] == END, "teacher_ppl_own"].median())
     rules = [Rule("y", own, "teacher's own text")] if perplexity and own == own else []
     y = Axis(MEASURES[measure].removeprefix("the "), log=perplexity)
     return Panel("", Axis("KL, nats per token", log=True), y, series, rules)
+
+
+def _notes(rows: pd.DataFrame) -> list[str]:
+    return [
+        f"seed {seed}" if step == END else f"seed {seed}, checkpoint at step {step}"
+        for seed, step in zip(rows["seed"], rows["step"], strict=True)
+    ]
 
 
 def _table(frame: pd.DataFrame) -> Table:
@@ -108,11 +169,13 @@ def _table(frame: pd.DataFrame) -> Table:
         title="Spearman correlations of KL",
         columns={
             "with": column("measure"),
+            **({"over": column("over")} if frame["over"].nunique() > 1 else {}),
             "correlation": column("rho", words.fixed),
             "95 % interval": lambda r: words.interval(r["low"], r["high"]),
             "runs": column("runs"),
+            **({"checkpoints": column("checkpoints")} if frame["checkpoints"].any() else {}),
         },
         frame=frame,
         command="dvc repro evaluate sample",
-        text={"with"},
+        text={"with", "over"},
     )

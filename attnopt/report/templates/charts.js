@@ -47,11 +47,11 @@
       tick: "M0,-7V7",
     }[shape];
   }
-  function marker(style, parent, x = 0, y = 0, r = RADIUS) {
+  function marker(style, parent, x = 0, y = 0, r = RADIUS, hollow = false) {
     const path = outline(style.shape, r);
     if (!path) return;
     const stroked = ["plus", "minus", "cross", "tick"].includes(style.shape);
-    const look = stroked ? `fill:none;stroke:${colour(style)};stroke-width:${style.shape === "tick" ? 1.2 : 2.2}` : `fill:${colour(style)};stroke:var(--paper);stroke-width:.8`;
+    const look = stroked || hollow ? `fill:none;stroke:${colour(style)};stroke-width:${hollow || style.shape === "tick" ? 1.2 : 2.2}` : `fill:${colour(style)};stroke:var(--paper);stroke-width:.8`;
     svg("path", { d: path, transform: `translate(${x},${y})`, style: look }, parent);
   }
 
@@ -227,7 +227,7 @@
       if (s.line && index.length > 1) svg("path", { d: "M" + index.map(i => `${x.at(s.x[i])},${y.at(s.y[i])}`).join("L"), class: "line", style: stroke }, group);
       for (const i of index) {
         const [px, py] = [x.at(s.x[i]), y.at(s.y[i])];
-        if (s.points) marker(s.style, group, px, py, s.line ? 3.4 : RADIUS);
+        if (s.points) marker(s.style, group, px, py, s.hollow ? 2.8 : s.line ? 3.4 : RADIUS, s.hollow);
         if (s.name && s.style.shape !== "none") this.points.push({ px, py, group, text: this.text(s, i) });
         this.taken?.push([px - 5, py - 5, px + 5, py + 5]);
       }
