@@ -39,6 +39,40 @@ def enough(rows: pd.DataFrame) -> tuple[int | None, float]:
     return int(logs.index[~beaten][0]), spread
 
 
+def change(drawn: pd.DataFrame) -> str:
+    """How KL changes from the smallest to the largest number of features that every variant has, as a clause."""
+    found = _change(drawn)
+    if found is None:
+        return ""
+    few, many, ratio, low, high = found
+    counts = f"from {few} to {many} features"
+    if low <= 1 <= high:
+        return f" and does not change beyond that {counts} {words.interval(*map(words.percent, (low - 1, high - 1)))}"
+    verb, bounds = ("falls", (1 - high, 1 - low)) if ratio < 1 else ("rises", (low - 1, high - 1))
+    size = f"**{words.percent(abs(1 - ratio))}** {words.interval(*map(words.percent, bounds))}"
+    return f" and {verb} by {size} {counts}"
+
+
+def _change(drawn: pd.DataFrame) -> tuple[int, int, float, float, float] | None:
+    """Fewest and most features; KL with the most relative to the fewest, with its 95 % t interval.
+
+    The mean over variants of differences of log KL, on the spread over draws pooled over variants and numbers.
+    None where there is one number, or one draw of each.
+    """
+    every = set.intersection(*(set(rows["features"]) for _, rows in drawn.groupby("variant")))
+    logs = np.log(drawn["kl"]).groupby([drawn["variant"], drawn["features"]]).agg(["mean", "var", "size"])
+    free = int((logs["size"] - 1).sum())
+    if len(every) < 2 or free < 1:
+        return None
+    spread = float(np.sqrt(((logs["size"] - 1) * logs["var"].fillna(0)).sum() / free))
+    few, many = (logs.xs(count, level="features") for count in (min(every), max(every)))
+    difference = float((many["mean"] - few["mean"]).mean())
+    error = spread * float(np.sqrt((1 / few["size"] + 1 / many["size"]).sum())) / len(few)
+    half = float(stdtrit(free, 0.975)) * error
+    ratio, low, high = (float(np.exp(difference + way * half)) for way in (0, -1, 1))
+    return int(min(every)), int(max(every)), ratio, low, high
+
+
 def _sentence(variant: str, rows: pd.DataFrame) -> str:
     means = rows.groupby("features")["kl"].mean()
     shown = words.listing(f"{words.number(kl)} with {int(count)}" for count, kl in zip(means.index, means, strict=True))

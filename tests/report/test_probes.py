@@ -55,6 +55,65 @@ def test_features_are_enough_where_the_kl_stops_falling(context):
     assert "one draw each" in draws.sentences(own[(own["draw"] == 0) & (own["seed"] == 0)])[0]
 
 
+def one_seed(context):
+    quality = context.records.quality
+    return replaced(context, quality=quality[quality["seed"] == 0])
+
+
+def test_one_seed_is_answered_by_untrained_draws(context):
+    """FLOOR falls from 1 to 0.49 from 16 to 512 features, with a spread of 0.02 over draws."""
+    short = asked(one_seed(context), "features").short
+    assert "one run of each, no spread across seeds" in short
+    assert "Untrained mechanisms" in short
+    number = r"(\u2212?[\d.]+)\u00a0%"
+    found = re.findall(rf"\*\*{number}\*\* \[{number},\u00a0{number}\]", short)
+    (spread, low, high), (fall, least, most) = [[float(n) for n in numbers] for numbers in found]
+    assert low < 2 < high
+    assert low < spread < high
+    assert spread < 4
+    assert re.search(r"and falls by [^,]*, [^,]* from 16 to 512 features", short.replace("\u00a0", " "))
+    assert least < 51 < most
+    assert least < fall < most
+    assert most - least < 5
+
+
+def test_trained_seeds_are_answered_by_themselves(context):
+    assert "ntrained" not in asked(context, "features").short
+
+
+def test_the_change_over_numbers_is_what_the_draws_say(context):
+    table = context.records.features
+    rising = replaced(one_seed(context), features=table.assign(kl_forward=table["kl_forward"] * table["features"]))
+    number = r"([\d.]+)\u00a0%"
+    short = asked(rising, "features").short
+    found = re.search(rf"rises by \*\*{number}\*\* \[{number},\u00a0{number}\]", short)
+    rise, least, most = (float(n) for n in found.groups())
+    assert least < 100 * (0.49 * 512 / 16 - 1) < most
+    assert least < rise < most
+    flat = table.assign(kl_forward=table.groupby(["variant", "seed", "draw"])["kl_forward"].transform("first"))
+    short = asked(replaced(one_seed(context), features=flat), "features").short
+    assert "does not change beyond that from 16 to 512 features" in short
+
+
+def test_one_draw_of_each_has_no_spread(context):
+    table = context.records.features
+    single = replaced(one_seed(context), features=table[(table["draw"] == 0) & (table["seed"] == 0)])
+    assert asked(single, "features").short.startswith("Their spread is not from this run: one run of each")
+    alike = replaced(one_seed(context), features=table[table["features"] == 64])
+    assert "(standard deviation). Trained" in asked(alike, "features").short
+
+
+def test_draws_of_few_variants_have_a_wider_interval(context):
+    """Half the draws: a spread estimated on fewer, a mean over fewer."""
+    drawn = draws.table(context)
+    _, _, ratio, low, high = draws._change(drawn)
+    _, _, _, lower, higher = draws._change(drawn[drawn["variant"] == "performer"])
+    assert low < ratio < high
+    assert higher - lower > high - low
+    apart = drawn[(drawn["variant"] == "performer") | (drawn["features"] < 512)]
+    assert draws._change(apart)[:2] == (16, 256), "numbers that every variant has"
+
+
 def test_the_figure_of_draws_shows_their_spread(context):
     figure = next(f for f in asked(context, "features").figures if f.name == "draws")
     mean, dots = figure.views[0].panels[0].series[:2]

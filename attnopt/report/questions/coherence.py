@@ -41,7 +41,7 @@ def answer(context: Context) -> Answer:
         + [_leak(context, table, v) for v in table["variant"].unique() if v in context.records.leaks],
         limits=_limits(context, ranked, points),
         figures=[_figure(context, _stacked(table, kept))],
-        tables=[_table(frame if only_final else pd.concat([frame, alone], ignore_index=True))],
+        tables=[_table(frame if only_final else pd.concat([frame, alone]).sort_index(kind="stable"))],
     )
 
 

@@ -24,7 +24,7 @@ def answer(context: Context) -> Answer:
     return Answer(
         slug=SLUG,
         question=QUESTION,
-        short=_short(context, table),
+        short=_short(context, table, drawn),
         sentences=[*draws.sentences(drawn), *_sources(context, table), *_counts(table)],
         limits=[] if several else [more],
         figures=[*draws.figures(context, drawn), *([_figure(context, table)] if several else [])],
@@ -44,14 +44,28 @@ def _runs(context: Context) -> pd.DataFrame:
     return table.loc[table["features"].notna(), ["variant", "seed", "features", "kl"]]
 
 
-def _short(context: Context, table: pd.DataFrame) -> str:
+def _short(context: Context, table: pd.DataFrame, drawn: pd.DataFrame) -> str:
+    """The spread of trained runs, or else that of untrained draws."""
     random = set(table["variant"])
     spread = _spread(_seeded(context, random), ["variant"])
     if spread is None:
-        return "Their spread is not from this run: one run of each, no spread across seeds."
+        return _untrained(table, drawn)
     short = f"From seed to seed KL varies by **{words.percent(spread[0])}** {_between(spread)} (standard deviation)"
     rest = _spread(_seeded(context, set(context.ranked.index) - random), ["variant"])
     return f"{short}, without random features by {words.percent(rest[0])} {_between(rest)}." if rest else f"{short}."
+
+
+def _untrained(table: pd.DataFrame, drawn: pd.DataFrame) -> str:
+    """What draws say where no two trained runs are alike."""
+    drawn = drawn[drawn["kl"] > 0]
+    spread = _spread(drawn, ["variant", "features"])
+    why = "one run of each, no spread across seeds" if len(table) else "no record of one trained and evaluated"
+    if spread is None:
+        return f"Their spread is not from this run: {why}."
+    return (
+        f"Untrained mechanisms, fitted to the teacher: KL varies by **{words.percent(spread[0])}** {_between(spread)} "
+        f"from draw to draw (standard deviation){draws.change(drawn)}. Trained, not from this run: {why}."
+    )
 
 
 def _seeded(context: Context, variants: set[str]) -> pd.DataFrame:
