@@ -3,7 +3,9 @@
 import contextlib
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from attnopt.errors import UserError
 
@@ -25,6 +27,17 @@ def precision(name: Literal["auto", "float32", "bfloat16"], device: torch.device
 
 def autocast(device: torch.device, dtype: torch.dtype) -> Any:
     return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+
+
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor there; to a GPU from pinned memory, so that nobody waits for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def token_ids(blocks: np.ndarray, device: torch.device) -> Tensor:
+    """Blocks of tokens of any integer type as int64 on a device, as models want them."""
+    return on_device(blocks.astype(np.int64), device)
 
 
 def memory(device: torch.device) -> dict[str, float]:

@@ -17,7 +17,7 @@ from attnopt import evaluate, mechanisms, processes
 from attnopt import student as students
 from attnopt.checkpoint import Checkpoint
 from attnopt.conformance import leak
-from attnopt.device import memory, precision, resolve
+from attnopt.device import memory, precision, resolve, token_ids
 from attnopt.errors import RunError, UserError
 from attnopt.hf.attach import mechanisms_of
 from attnopt.hf.delta import changed
@@ -25,6 +25,7 @@ from attnopt.journal import Journal
 from attnopt.material import Material
 from attnopt.objectives import OBJECTIVES, Objective
 from attnopt.params import DistillParams, Seeds, StageParams, Variant
+from attnopt.schedule import batch_rows, factor, make_optimizer, total_steps
 from attnopt.student import Trainable
 from attnopt.teacher import head_of
 
@@ -63,6 +64,9 @@ class Trainer:
     Args:
         checkpoint: where the run is kept while it goes on; None keeps nothing.
         progress: called with (step, steps, row) at every log point.
+
+    Attributes:
+        plan: steps by stage. kept: what `changed` gives of the student after each step that `distill.keep` asks for.
     """
 
     def __init__(
@@ -77,15 +81,18 @@ class Trainer:
         self.checkpoint, self.progress = checkpoint, progress
         self.params: DistillParams = variant.distill
         self.group = processes.join(resolve(self.params.device))
-        self.device = getattr(self.group, "device", resolve(self.params.device))
+        self.device = self.group.device
         self.dtype = precision(self.params.precision, self.device)
         material.teacher.to(self.device)
         self.student = students.build(material.teacher, variant, seeds.features).to(self.device)
         refuse_leaks(self.student)
         self.teacher_head, self.head = head_of(material.teacher), head_of(self.student)
         self.blocks = material.blocks["train"]
+        self.objectives: dict[str, Objective] = {}
         self.plan = self._plan()
         self.steps = sum(self.plan.values())
+        self.marks = self._marks()
+        self.kept: dict[int, dict[str, Tensor]] = {}
         self.journal = Journal()
 
     def run(self) -> Any:
@@ -95,7 +102,7 @@ class Trainer:
         if state is None:
             self._begin()
         else:
-            self.journal, before = Journal(**state["journal"]), state["before"]
+            self.journal, before, self.kept = Journal(**state["journal"]), state["before"], state["kept"]
         names = list(self.plan)
         for name in names[names.index(state["stage"]) if state else 0 :]:
             stage = self.start(name, before, state)
@@ -145,12 +152,22 @@ class Trainer:
         plan = {}
         for name in OBJECTIVES:
             steps = total_steps(self.variant.stage(name), self.params.batch, len(self.blocks))
-            if steps and self._objective(name).trainable().parameters():
-                plan[name] = steps
+            if not steps:
+                continue
+            objective = OBJECTIVES[name](self.student, self.material, self.variant, self.dtype)
+            if objective.trainable().parameters():
+                plan[name], self.objectives[name] = steps, objective
         return plan
 
-    def _objective(self, name: str) -> Objective:
-        return OBJECTIVES[name](self.student, self.material, self.variant, self.dtype)
+    def _marks(self) -> set[int]:
+        """Steps after which a student is kept. Raises UserError where that is within lora: no plain model."""
+        marks = {round(share * self.steps) for share in self.params.keep} - {0, self.steps}
+        if marks and max(marks) > self.steps - self.plan.get("lora", 0):
+            raise UserError(
+                f"{self.variant.name}: distill.keep: {max(self.params.keep)} of {self.steps} steps lies within the "
+                "stage lora, whose student is not merged yet; allowed: earlier shares"
+            )
+        return marks
 
     def _begin(self) -> None:
         self.journal.kl["unfitted"] = self.valid_kl()
@@ -162,17 +179,16 @@ class Trainer:
 
     def start(self, name: str, before: int = 0, state: dict[str, Any] | None = None) -> Stage:
         """Begin a stage of the plan after `before` steps of others, or go on with it from a checkpoint's state."""
-        objective = self._objective(name)
+        objective = self.objectives[name]
         trainable = objective.begin()
         params: StageParams = self.variant.stage(name)
         optimizer = make_optimizer(trainable, params, self.params.weight_decay)
-        module: Any = torch.compile(objective) if self.params.compile else objective
+        module = self.group.wrap(objective)
         stage = Stage(objective, params, self.plan[name], before, module, trainable, optimizer)
         if state is not None:
             self.student.load_state_dict(state["student"], strict=False)
             optimizer.load_state_dict(state["optimizer"])
             stage.step, stage.best, stage.since = state["step"], state["best"], state["since"]
-        stage.module = self.group.wrap(stage.module)
         return stage
 
     def _train(self, stage: Stage) -> None:
@@ -182,6 +198,8 @@ class Trainer:
             stage.step += 1
             end = stage.step == stage.steps
             self._check_finite(loss, norm, stage.before + stage.step)
+            if stage.before + stage.step in self.marks:
+                self.kept[stage.before + stage.step] = changed(self.student, self.material.teacher)
             if stage.step % p.log_every == 0 or end:
                 self._record(stage, loss, kl, norm)
             stop = p.patience is not None and stage.since >= p.patience
@@ -210,8 +228,7 @@ class Trainer:
         share = batch_rows(len(self.blocks), p.batch, at, self.seeds.data)[self.group.rank :: self.group.size]
         parts = []
         for rows in np.array_split(share, p.accumulate):
-            ids = torch.from_numpy(self.blocks[rows].astype(np.int64))
-            ids = (ids.pin_memory() if self.device.type == "cuda" else ids).to(self.device, non_blocking=True)
+            ids = token_ids(self.blocks[rows], self.device)
             wanted = stage.objective.needs_targets
             parts.append((ids, self.material.targets("train", rows, ids) if wanted else None))
         return parts
@@ -219,7 +236,7 @@ class Trainer:
     def update(self, stage: Stage, parts: list[Part]) -> tuple[Tensor, Tensor | None, Tensor]:
         """One update; returns the loss, the divergence where there is one, and the gradient's norm, on the device."""
         for group in stage.optimizer.param_groups:
-            group["lr"] = group["peak"] * schedule(stage.step, stage.steps, stage.params.warmup)
+            group["lr"] = group["peak"] * factor(stage.step, stage.steps, stage.params.warmup)
         counts = stage.name not in self.journal.flops
         counter = FlopCounterMode(display=False)
         with counter if counts else nullcontext():
@@ -321,6 +338,7 @@ class Trainer:
                 "stage": stage.name,
                 "before": stage.before,
                 "step": stage.step,
+                "kept": self.kept,
                 "best": stage.best,
                 "since": stage.since,
                 "student": changed(self.student, self.material.teacher),
@@ -330,37 +348,8 @@ class Trainer:
         )
 
 
-def make_optimizer(trainable: Trainable, params: StageParams, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW, the mechanisms' own parameters at their own rate."""
-    groups: list[dict[str, Any]] = [
-        {"params": list(trainable.own.values()), "lr": params.mechanism_lr or params.lr},
-        {"params": list(trainable.others.values()), "lr": params.lr},
-    ]
-    groups = [group | {"peak": group["lr"]} for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
-
-
 def refuse_leaks(student: Any) -> None:
     """Raises UserError where a mechanism sees the future, unless it is marked as a control that does."""
     for mechanism in mechanisms_of(student):
         if mechanism.control != "leaks" and (reason := leak(mechanism)):
             raise UserError(f"{reason}: it would be told what it has to predict")
-
-
-def total_steps(params: StageParams, batch: int, blocks: int) -> int:
-    """Optimizer steps of the budget, given the number of training blocks."""
-    return params.steps if params.steps is not None else math.ceil((params.epochs or 0) * blocks / batch)
-
-
-def batch_rows(blocks: int, batch: int, step: int, seed: int) -> np.ndarray:
-    """Indices of the blocks of a step: shuffled passes, each a permutation of its own; a function of its arguments."""
-    wanted = np.arange(step * batch, (step + 1) * batch)
-    orders = {e: np.random.default_rng([seed, e]).permutation(blocks) for e in set((wanted // blocks).tolist())}
-    return np.array([orders[i // blocks][i % blocks] for i in wanted.tolist()])
-
-
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then a cosine to zero, as a factor on the peak learning rate."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnopt.device import token_ids
 from attnopt.teacher import Head, hidden_states
 
 SUMS = ("kl_forward", "kl_reverse", "jsd", "top1_agreement", "ce", "teacher_ce")
@@ -50,7 +51,7 @@ def per_token(
     found: dict[str, list[Tensor]] = {name: [] for name in SUMS}
     for start in progress(range(0, len(blocks), batch)):
         part = slice(start, start + batch)
-        ids = torch.from_numpy(blocks[part].astype(np.int64)).to(device)
+        ids = token_ids(blocks[part], device)
         ours, theirs = hidden_states(student, ids)[:, :-1], teacher_hidden(part, ids)[:, :-1]
         for row in range(len(ids)):
             log_p = torch.log_softmax(teacher_head(theirs[row].to(teacher_head.weight.dtype)).float(), -1)

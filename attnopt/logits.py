@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attnopt.cache import Block
+from attnopt.device import on_device, token_ids
 from attnopt.errors import UserError
 from attnopt.params import TeacherParams
 from attnopt.targets import DenseTargets, SparseTargets, Targets
@@ -44,8 +45,8 @@ def _id_type(vocab: int) -> type:
     return np.uint16 if vocab <= 2**16 else np.uint32
 
 
-def _tensor(array: np.ndarray, device: torch.device, dtype: Any = np.float32) -> Tensor:
-    return torch.from_numpy(array.astype(dtype)).to(device)
+def _floats(array: np.ndarray, device: torch.device) -> Tensor:
+    return on_device(array.astype(np.float32), device)
 
 
 class Hidden:
@@ -71,7 +72,7 @@ class Dense:
         return {"log_p": _log_p(hidden, head).half().cpu().numpy()}
 
     def decode(self, blocks: list[Block], device: torch.device) -> DenseTargets:
-        return DenseTargets(torch.from_numpy(np.concatenate([block["log_p"] for block in blocks])).to(device))
+        return DenseTargets(on_device(np.concatenate([block["log_p"] for block in blocks]), device))
 
 
 class TopK:
@@ -92,9 +93,9 @@ class TopK:
 
     def decode(self, blocks: list[Block], device: torch.device) -> SparseTargets:
         top = np.concatenate([block["top"] for block in blocks])
-        p, tail = _tensor(top["p"], device), _tensor(top["tail"], device)
+        p, tail = _floats(top["p"], device), _floats(top["tail"], device)
         mass = p.sum(-1) + tail
-        return SparseTargets(_tensor(top["id"], device, np.int64), p / mass[:, None], tail / mass)
+        return SparseTargets(token_ids(top["id"], device), p / mass[:, None], tail / mass)
 
 
 class Sampled:
@@ -123,8 +124,8 @@ class Sampled:
         filled = np.arange(rows["different"].max()) < rows["different"][:, None]
         ids, p = np.zeros(filled.shape, np.int64), np.zeros(filled.shape, np.float32)
         ids[filled], p[filled] = entries["id"], entries["count"] / np.float32(self.draws)
-        entropy = _tensor(rows["entropy"], device)
-        return SparseTargets(_tensor(ids, device, np.int64), _tensor(p, device), entropy=entropy)
+        entropy = _floats(rows["entropy"], device)
+        return SparseTargets(token_ids(ids, device), _floats(p, device), entropy=entropy)
 
 
 def form_of(params: TeacherParams, vocab: int) -> TargetForm | None:
@@ -158,6 +159,6 @@ class Encoder:
     def __call__(self, wanted: range) -> Iterator[Block]:
         for start in range(0, len(wanted), self.batch):
             some = wanted[start : start + self.batch]
-            ids = torch.from_numpy(self.blocks[some].astype(np.int64)).to(self.model.device)
+            ids = token_ids(self.blocks[some], self.model.device)
             for index, hidden in zip(some, hidden_states(self.model, ids), strict=True):
                 yield self.form.encode(hidden, self.head, index)

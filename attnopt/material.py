@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnopt.cache import Stored
+from attnopt.device import on_device
 from attnopt.logits import TargetForm
 from attnopt.targets import HiddenTargets, Targets
 from attnopt.teacher import Head, head_of, hidden_states
@@ -38,7 +39,7 @@ class Material:
         if split not in self.cached:
             with torch.no_grad():
                 return hidden_states(self.teacher, ids)
-        return torch.from_numpy(self.cached[split].stack("hidden", rows)).to(ids.device).float()
+        return on_device(self.cached[split].stack("hidden", rows), ids.device).float()
 
     def targets(self, split: str, rows: Any, ids: Tensor) -> Targets:
         """What the teacher says at the b (T - 1) positions that predict a token of the blocks `rows`, ids (b, T)."""

@@ -11,6 +11,7 @@ says what trains; its `end` leaves a plain student.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -92,14 +93,16 @@ class Transfer(Objective):
                 f"{self.variant.name}.transfer.loss: '{self.params.loss}' needs attention weights on every "
                 f"token before, and {self.variant.kind} has none; allowed: outputs"
             )
-        # The softmax copy shows q and k as they enter the attention, the teacher itself is faster.
-        self.teacher = [students.softmax_copy(self.material.teacher) if self.weights else self.material.teacher]
+
+    @cached_property
+    def teacher(self) -> Any:
+        """A softmax copy where q and k are to be seen as they enter the attention; the teacher itself is faster."""
+        return students.softmax_copy(self.material.teacher) if self.weights else self.material.teacher
 
     def loss(self, ids: Tensor, targets: Any) -> tuple[Tensor, Tensor | None]:
-        (teacher,) = self.teacher
         layers: list[Any] = attention_layers(self.student)
         losses = []
-        for layer, call in zip(layers, layer_calls(teacher, ids), strict=True):
+        for layer, call in zip(layers, students.layer_calls(self.teacher, ids), strict=True):
             seen: list[Inputs] = []
             hook = layer.mechanism.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
             ours = layer(*call.args, **call.kwargs)[0]
@@ -111,42 +114,11 @@ class Transfer(Objective):
         return torch.stack(losses).sum() / len(layers), None
 
 
-class Call:
-    """What one attention layer of the teacher got and gave."""
-
-    def __init__(self, args: tuple, kwargs: dict[str, Any], output: Tensor, inputs: Inputs | None):
-        self.args, self.kwargs, self.output, self.inputs = args, kwargs, output, inputs
-
-
-@torch.no_grad()
-def layer_calls(teacher: Any, ids: Tensor) -> list[Call]:
-    """The calls of the teacher's attention layers on blocks (b, T), by layer; ready to be made to a student's.
-
-    `inputs` is filled where the teacher is a softmax copy.
-    """
-    calls: list[Call] = []
-    seen: list[Inputs] = []
-
-    def after(_: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        without_mask = kwargs | {"attention_mask": None} if "attention_mask" in kwargs else kwargs
-        calls.append(Call(args, without_mask, output[0], seen.pop() if seen else None))
-
-    layers = attention_layers(teacher)
-    hooks = [layer.register_forward_hook(after, with_kwargs=True) for layer in layers]
-    hooks += [m.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for m in mechanisms_of(teacher)]
-    try:
-        hidden_states(teacher, ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
-
-
 def attention_weights(mechanism: Mechanism, x: Inputs) -> Tensor:
     """(B, H, T, T) what the mechanism gives every token: its output where the values are the unit vectors."""
     batch, groups, tokens, _ = x.k.shape
     units = torch.eye(tokens, dtype=x.k.dtype, device=x.k.device).expand(batch, groups, -1, -1)
-    return mechanism(replace(x, v=units))[0]
+    return mechanism(replace(x, v=units), keeps_state=False)[0]
 
 
 def weights_kl(mechanism: Mechanism, ours: Inputs, theirs: Inputs | None) -> Tensor:

@@ -1,16 +1,16 @@
 """params.yaml, typed and validated before any work: unknown keys, wrong types and ranges are refused by name."""
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from attnopt.bench import BenchParams
 from attnopt.errors import UserError
 from attnopt.report import ReportParams
+from attnopt.validation import near, validated
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -127,6 +127,8 @@ class DistillParams(StageParams):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     patience: Positive | None = None
     """Stop after this many looks at the validation KL without a new best, and keep the best; null: train to the end."""
+    keep: list[Annotated[float, Field(gt=0, lt=1)]] = []
+    """Shares of the training after which a student is kept besides the last, to be evaluated and to write too."""
     batch: Positive = 8
     """Blocks per step, over all processes."""
     accumulate: Positive = 1
@@ -137,7 +139,6 @@ class DistillParams(StageParams):
     fit: bool = True
     fit_blocks: Positive = 16
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     loss_chunk: Positive = 256
     log_every: Positive = 10
@@ -252,7 +253,7 @@ class Params(BaseModel):
         from attnopt import mechanisms
 
         if name not in self.variants:
-            raise UserError(f"unknown variant '{name}'{_near(name, self.variants)}; known: {', '.join(self.variants)}")
+            raise UserError(f"unknown variant '{name}'{near(name, self.variants)}; known: {', '.join(self.variants)}")
         section = dict((self.model_extra or {})[name] or {})
         try:
             cls = mechanisms.load(self.variants[name])
@@ -262,10 +263,10 @@ class Params(BaseModel):
         for key in ("seed", "transfer", "align", "distill", "lora"):
             common = getattr(self, key)
             merged = common.model_dump() | _swap_budget(section.pop(key, None) or {})
-            own[key] = _validated(type(common), merged, f"{name}.{key}")
-        options = _validated(cls.Options, section, name)
+            own[key] = validated(type(common), merged, f"{name}.{key}")
+        options = validated(cls.Options, section, name)
         own = {"name": name, "kind": cls.kind, "options": options, "seeds": self.seeds} | own
-        return _validated(Variant, own, name)
+        return validated(Variant, own, name)
 
 
 def load(path: str | Path = "params.yaml") -> Params:
@@ -282,7 +283,7 @@ def load(path: str | Path = "params.yaml") -> Params:
         raise UserError(f"{path} is not readable YAML: {reason}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a mapping of sections, it is a {type(content).__name__}")
-    params = _validated(Params, content, "")
+    params = validated(Params, content, "")
     _check_sections(params)
     for name in params.variants:
         _check_defined(params.variant(name), params.teacher)
@@ -304,7 +305,7 @@ def _check_sections(params: Params) -> None:
     known = [*Params.model_fields, *params.variants]
     for key in extra:
         if key not in params.variants:
-            hint = _near(key, known) or f"; sections are {', '.join(Params.model_fields)} and one for each variant"
+            hint = near(key, known) or f"; sections are {', '.join(Params.model_fields)} and one for each variant"
             raise UserError(f"params.yaml: unknown key '{key}'{hint}")
     for name in params.variants:
         if name in Params.model_fields:
@@ -315,44 +316,7 @@ def _check_sections(params: Params) -> None:
             raise UserError(f"params.yaml: {name}: must be a mapping of options, it is {extra[name]!r}")
     for name in params.controls:
         if name not in params.variants:
-            raise UserError(f"params.yaml: controls: '{name}' is no variant{_near(name, params.variants)}")
-
-
-def _validated(model: Any, content: Any, where: str) -> Any:
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise UserError(_one_line(error, model, where)) from None
-
-
-def _one_line(error: ValidationError, model: Any, where: str) -> str:
-    first = error.errors()[0]
-    path = ".".join(str(p) for p in (where, *first["loc"]) if p != "")
-    others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        section = _field_model(model, first["loc"][:-1])
-        names = list(section.model_fields)
-        near = _near(str(first["loc"][-1]), names)
-        return f"params.yaml: unknown key '{path}'{near}; known: {', '.join(names) or 'none'}{others}"
-    if first["type"] == "missing":
-        return f"params.yaml: '{path}' is missing{others}"
-    reason = first["msg"].removeprefix("Value error, ")
-    if isinstance(first["input"], dict):
-        return f"params.yaml: {path + ': ' if path else ''}{reason}{others}"
-    return f"params.yaml: '{path}' is {first['input']!r}: {reason[0].lower()}{reason[1:]}{others}"
-
-
-def _field_model(model: Any, path: tuple) -> Any:
-    for part in path:
-        field = model.model_fields.get(part)
-        if field is not None and hasattr(field.annotation, "model_fields"):
-            model = field.annotation
-    return model
-
-
-def _near(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+            raise UserError(f"params.yaml: controls: '{name}' is no variant{near(name, params.variants)}")
 
 
 def _swap_budget(own: dict[str, Any]) -> dict[str, Any]:

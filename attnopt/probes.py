@@ -5,19 +5,18 @@ Each question is asked on a few blocks and answered by rows for the record, none
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from attnopt.device import token_ids
 from attnopt.evaluate import mean_and_error
 from attnopt.hf.attach import mechanisms_of
 from attnopt.hf.layers import attention_layers
 from attnopt.mechanisms.base import Mechanism
 from attnopt.params import EvaluateParams
-from attnopt.student import layer_inputs, softmax_copy
+from attnopt.student import layer_calls, layer_inputs, softmax_copy
 from attnopt.teacher import Head, head_of, hidden_states
 
 Row = dict[str, Any]
@@ -35,9 +34,8 @@ class Probes:
 
     def __init__(self, teacher: Any, blocks: np.ndarray, fit_blocks: np.ndarray, params: EvaluateParams):
         self.params, self.teacher, self.head = params, teacher, head_of(teacher)
-        self.copied = softmax_copy(teacher)
-        self.batches = _tensor(blocks[: params.probe_blocks], teacher.device).split(params.batch)
-        self.fit_ids = _tensor(fit_blocks[: params.probe_blocks], teacher.device)
+        self.batches = token_ids(blocks[: params.probe_blocks], teacher.device).split(params.batch)
+        self.fit_ids = token_ids(fit_blocks[: params.probe_blocks], teacher.device)
         with torch.no_grad():
             self.hidden = [hidden_states(teacher, ids) for ids in self.batches]
 
@@ -63,19 +61,12 @@ class Probes:
     @torch.no_grad()
     def layers(self, student: Any) -> list[Row]:
         """|| ours - theirs ||^2 / || theirs ||^2 of every attention layer's output on what the teacher's layer gets."""
-        ours = attention_layers(student)
-        sums = torch.zeros(len(ours), 2, dtype=torch.float64)
-
-        def compare(i: int, _: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            found, theirs = ours[i](*args, **kwargs)[0].double(), output[0].double()
-            sums[i] += torch.stack([(found - theirs).square().sum(), theirs.square().sum()]).cpu()
-
-        theirs = enumerate(attention_layers(self.copied))
-        hooks = [layer.register_forward_hook(partial(compare, i), with_kwargs=True) for i, layer in theirs]
+        layers = attention_layers(student)
+        sums = torch.zeros(len(layers), 2, dtype=torch.float64)
         for ids in self.batches:
-            hidden_states(self.copied, ids)
-        for hook in hooks:
-            hook.remove()
+            for i, (layer, call) in enumerate(zip(layers, layer_calls(self.teacher, ids), strict=True)):
+                ours, theirs = layer(*call.args, **call.kwargs)[0].double(), call.output.double()
+                sums[i] += torch.stack([(ours - theirs).square().sum(), theirs.square().sum()]).cpu()
         return [{"layer": i, "error": error / norm} for i, (error, norm) in enumerate(sums.tolist())]
 
     def branches(self, student: Any) -> list[Row]:
@@ -103,14 +94,15 @@ class Probes:
         found, draws = mechanisms_of(student), self.params.draws
         if not any(m.random_features for m in found):
             return []
-        inputs, softmax, rows = layer_inputs(self.teacher, self.fit_ids), mechanisms_of(self.copied), []
+        copied, rows = softmax_copy(self.teacher), []
+        softmax, inputs = mechanisms_of(copied), layer_inputs(copied, self.fit_ids)
         for count in self.params.features:
             for draw in range(draws):
                 drawn = redraw(found, count, seed * draws + draw)
                 for mechanism, x in zip(drawn, inputs, strict=True):
                     if mechanism is not None:
                         mechanism.fit(x)
-                kl = self._kl_with(self.copied, [new or old for new, old in zip(drawn, softmax, strict=True)])
+                kl = self._kl_with(copied, [new or old for new, old in zip(drawn, softmax, strict=True)])
                 rows.append({"features": count, "draw": draw, "kl_forward": mean_and_error(kl)[0]})
         return rows
 
@@ -193,7 +185,3 @@ def redraw(mechanisms: Sequence[Mechanism], features: int, seed: int) -> list[Me
 def _weights(mechanism: Mechanism) -> list[float]:
     """The largest coefficient, over heads, of everything that can be cut."""
     return [w.detach().max().item() for w in mechanism.coefficients().values()] if mechanism.pruned(0.0) else []
-
-
-def _tensor(blocks: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(blocks.astype(np.int64)).to(device)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ class Alone:
 
     rank, size, main = 0, 1, True
 
+    def __init__(self, device: torch.device):
+        self.device = device
+
     def wrap(self, module: nn.Module) -> nn.Module:
         return module
 
     def without_sync(self, module: nn.Module) -> Any:
         """Backward passes in this context do not exchange gradients: for all but the last part of a batch."""
-        from contextlib import nullcontext
-
         return nullcontext()
 
     def mean(self, value: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ def launched() -> int:
 
 def join(device: torch.device) -> Alone:
     """The group that this process belongs to."""
-    return Group(device) if launched() > 1 else Alone()
+    return Group(device) if launched() > 1 else Alone(device)
 
 
 def launch(processes: int, arguments: list[str]) -> None:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from attnopt.device import token_ids
 from attnopt.hf.attach import attach, mechanisms_of
 from attnopt.hf.layers import attention_layers
 from attnopt.mechanisms import load
 from attnopt.mechanisms.base import Inputs
 from attnopt.params import Variant
+from attnopt.teacher import hidden_states
 
 Scope = Literal["mechanism", "attention", "all"]
 
@@ -64,22 +66,46 @@ def redraw(model: Any, seed: int) -> None:
             module.bias.zero_()
 
 
+@dataclass(frozen=True)
+class Call:
+    """What one attention layer got and gave, ready to be made to another model's; `inputs` where it was swapped."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    output: Tensor
+    inputs: Inputs | None
+
+
 @torch.no_grad()
-def layer_inputs(teacher: Any, ids: Tensor) -> list[Inputs]:
-    """What the teacher's own attention layers get for (B, T) token ids: q, k, v and hidden of every layer."""
-    copied = softmax_copy(teacher)
+def layer_calls(model: Any, ids: Tensor) -> list[Call]:
+    """The calls of a model's attention layers on blocks (B, T), by layer."""
+    calls: list[Call] = []
     seen: list[Inputs] = []
-    for mechanism in mechanisms_of(copied):
-        mechanism.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    copied(input_ids=ids, use_cache=False, logits_to_keep=1)
-    return seen
+
+    def after(_: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        without_mask = kwargs | {"attention_mask": None} if "attention_mask" in kwargs else kwargs
+        calls.append(Call(args, without_mask, output[0], seen.pop() if seen else None))
+
+    hooks = [layer.register_forward_hook(after, with_kwargs=True) for layer in attention_layers(model)]
+    hooks += [m.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for m in mechanisms_of(model)]
+    try:
+        hidden_states(model, ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def layer_inputs(swapped: Any, ids: Tensor) -> list[Inputs]:
+    """q, k, v and hidden as they enter every layer's mechanism."""
+    return [call.inputs for call in layer_calls(swapped, ids) if call.inputs is not None]
 
 
 @torch.no_grad()
 def fit(student: Any, teacher: Any, blocks: np.ndarray) -> None:
     """Start every mechanism close to the teacher, from the teacher's q, k, v on some training blocks (n, T)."""
-    ids = torch.from_numpy(blocks.astype(np.int64)).to(teacher.device)
-    for mechanism, x in zip(mechanisms_of(student), layer_inputs(teacher, ids), strict=True):
+    inputs = layer_inputs(softmax_copy(teacher), token_ids(blocks, teacher.device))
+    for mechanism, x in zip(mechanisms_of(student), inputs, strict=True):
         mechanism.fit(x)
 
 

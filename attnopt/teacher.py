@@ -134,14 +134,12 @@ class Head:
         return Head(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype), self.scale)
 
 
-def head_of(model: Any, check: bool = True) -> Head:
-    """The model's head. With `check`, raises UserError where logits are more than a linear map of the hidden states."""
+def head_of(model: Any) -> Head:
+    """The model's head. Raises UserError where logits are more than a linear map of the hidden states."""
     module = model.get_output_embeddings()
     config = model.config
     scale = float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1))
     head = Head(module.weight, getattr(module, "bias", None), scale)
-    if not check:
-        return head
     with torch.no_grad():
         ids = torch.arange(4, device=model.device)[None]
         logits = model(input_ids=ids, use_cache=False).logits.float()

@@ -31,10 +31,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from attnopt import cache, mechanisms
 from attnopt import student as students
-from attnopt.distill import Trainer, make_optimizer
+from attnopt.distill import Trainer
 from attnopt.files import environment
 from attnopt.material import Material
 from attnopt.params import AlignParams, DistillParams, LoraParams, SeedParams, Seeds, TransferParams, Variant
+from attnopt.schedule import make_optimizer
 from attnopt.teacher import hidden_states
 
 SHAPES = {

@@ -39,7 +39,7 @@ def _splits(settings: params.Params, model: Any, work: Path) -> dict[str, Any]:
     """The manifest's entries of what is cached: the train split in the chosen form, if any, and the others exactly."""
     exact, splits = logits.Hidden(model.config.hidden_size), {}
     chosen = logits.form_of(settings.teacher, model.config.vocab_size) or exact
-    for split in corpus.SPLITS[1:] if settings.teacher.logits == "online" else corpus.SPLITS:
+    for split in corpus.HELD_OUT if settings.teacher.logits == "online" else corpus.SPLITS:
         form = chosen if split == "train" else exact
         encoder = logits.Encoder(model, form, corpus.read(CORPUS, split))
         shape, show = encoder.blocks.shape, partial(bar, name=f"cache {split}", unit="part")

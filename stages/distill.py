@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from typing import Any
 
-from attnopt import corpus, params, processes
+from attnopt import corpus, params, processes, teacher
 from attnopt.checkpoint import Checkpoint, code_digest, key_of
 from attnopt.device import precision, resolve
 from attnopt.distill import Trainer
@@ -12,14 +12,15 @@ from attnopt.hf import delta
 from attnopt.journal import COEFFICIENTS, HISTORY, write_csv
 from attnopt.material import Material
 from attnopt.progress import bar
-from stages import CORPUS, MODELS, RESULTS, TEACHER, material
+from stages import CHECKPOINTS, CORPUS, MODELS, RESULTS, TEACHER, material
 
 
 def run(name: str) -> None:
     settings = params.load()
     variant = settings.variant(name)
     if variant.distill.processes > 1 and processes.launched() == 1:
-        return processes.launch(variant.distill.processes, ["distill", name])
+        processes.launch(variant.distill.processes, ["distill", name])
+        return
     loaded, _ = material.load(settings)
     device = resolve(variant.distill.device)
     where = (device.type, precision(variant.distill.precision, device))
@@ -37,7 +38,6 @@ def run(name: str) -> None:
         done.append(checkpoint)
     for checkpoint in done if trainer.group.main else ():
         checkpoint.remove()
-    return None
 
 
 def _shower(progress: Any) -> Any:
@@ -66,7 +66,10 @@ def _write(settings: params.Params, trainer: Trainer, student: Any, loaded: Mate
         "code": code_digest(),
     }
     with written_aside(MODELS / variant.name / str(seed)) as aside:
-        delta.save(aside, student, loaded.teacher, description)
+        fingerprint = teacher.fingerprint(loaded.teacher)
+        delta.write(aside, delta.changed(student, loaded.teacher), fingerprint, description)
+        for step, weights in trainer.kept.items():
+            delta.write(aside / CHECKPOINTS / str(step), weights, fingerprint, description | {"step": step})
     with written_aside(RESULTS / "distill" / variant.name / str(seed)) as aside:
         aside.mkdir()
         write_csv(aside / "history.csv", trainer.journal.history, HISTORY)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from conftest import ROOT, Workspace
 from safetensors.torch import load_file
 
-from attnopt import distill, journal, params
+from attnopt import distill, journal, params, schedule
 from attnopt.checkpoint import Checkpoint, key_of
 from attnopt.errors import RunError, UserError
 from stages import material
@@ -70,14 +71,14 @@ def test_an_online_teacher_gives_the_cached_result(prepared: Workspace) -> None:
 
 
 def test_every_pass_sees_every_block_once() -> None:
-    rows = np.concatenate([distill.batch_rows(10, 4, step, seed=3) for step in range(5)])
+    rows = np.concatenate([schedule.batch_rows(10, 4, step, seed=3) for step in range(5)])
     assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
     assert rows[:10].tolist() != rows[10:].tolist()
-    assert distill.batch_rows(10, 4, 1, seed=4).tolist() != rows[4:8].tolist()
+    assert schedule.batch_rows(10, 4, 1, seed=4).tolist() != rows[4:8].tolist()
 
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:
-    rates = [distill.schedule(step, 100, 10) for step in range(101)]
+    rates = [schedule.factor(step, 100, 10) for step in range(101)]
     assert rates[:10] == sorted(rates[:10])
     assert max(rates) == rates[10] == 1
     assert rates[100] == pytest.approx(0, abs=1e-9)
@@ -153,3 +154,49 @@ def test_material_of_another_corpus_or_teacher_is_refused(prepared: Workspace) -
     prepared.run("tokenize")
     with pytest.raises(UserError, match="data/teacher was made with another corpus"):
         material.load(params.load())
+
+
+def test_students_are_kept_on_the_way(prepared: Workspace) -> None:
+    prepared.set(transfer={"steps": 10}, distill={"steps": 10, "keep": [0.25, 0.75]})
+    prepared.run("distill none", "evaluate none", "sample none")
+    folder = Path("models/none/0")
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["15", "5"]
+    kept = [
+        load_file(path / "weights.safetensors") for path in (*(folder / "checkpoints" / s for s in ("5", "15")), folder)
+    ]
+    assert all(any(not torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(kept))
+    evaluated, written = (
+        json.loads(Path(f"results/{s}/none/0/record.json").read_text()) for s in ("evaluate", "sample")
+    )
+    kls = [c["splits"]["test"]["kl_forward"] for c in evaluated["checkpoints"]]
+    assert kls[0] > kls[1] > evaluated["splits"]["test"]["kl_forward"]
+    assert [c["step"] for c in evaluated["checkpoints"]] == [c["step"] for c in written["checkpoints"]] == [5, 15]
+    assert len(written["checkpoints"][0]["samples"]) == len(written["samples"])
+
+
+def test_a_killed_run_keeps_the_same_students(prepared: Workspace) -> None:
+    prepared.set(distill={"steps": 20, "keep": [0.3], "checkpoint_every": 5})
+    prepared.run("distill none")
+    kept = Path("models/none/0/checkpoints/6/weights.safetensors")
+    whole = load_file(kept)
+    settings = params.load()
+    loaded, _ = material.load(settings)
+    variant = settings.variant("none")
+    checkpoint = Checkpoint("killed")
+    checkpoint.folder.mkdir(parents=True)
+    with pytest.raises(InterruptedError):
+        distill.Trainer(loaded, variant, variant.runs()[0], checkpoint, progress=_stop).run()
+    trainer = distill.Trainer(loaded, variant, variant.runs()[0], checkpoint)
+    trainer.run()
+    assert {n: t.tolist() for n, t in trainer.kept[6].items()} == {n: t.tolist() for n, t in whole.items()}
+
+
+def _stop(step: int, *_: object) -> None:
+    if step >= 10:
+        raise InterruptedError
+
+
+def test_no_student_is_kept_within_lora(prepared: Workspace) -> None:
+    prepared.set(distill={"steps": 10, "keep": [0.5, 0.9]}, lora={"steps": 10})
+    with pytest.raises(UserError, match=r"none: distill\.keep: 0\.9 of 20 steps lies within the stage lora"):
+        prepared.run("distill none")

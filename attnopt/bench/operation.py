@@ -50,7 +50,7 @@ class OperationRunner:
         return state
 
     def _train(self, x: Inputs, leaves: list[Tensor]) -> Any:
-        out, _ = self.module(x)
+        out, _ = self.module(x, keeps_state=False)
         return torch.autograd.grad(out, leaves, out.detach(), allow_unused=True) if out.requires_grad else None
 
     def state_bytes(self, left: State) -> int:

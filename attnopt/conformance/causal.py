@@ -1,6 +1,7 @@
 """Does the future reach the past? The check that matters most, and its quick form for a mechanism about to train."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,10 +10,11 @@ from attnopt.conformance.case import Finding, Findings, gradients, probe, random
 from attnopt.mechanisms import Inputs, Mechanism
 
 
-def future_effects(mechanism: Mechanism, x: Inputs, cuts: list[int], where: str, allowed: float = 1e-9) -> Findings:
+def future_effects(run: Callable[[Inputs], Tensor], x: Inputs, cuts: list[int], where: str, allowed: float) -> Findings:
     """How far tokens after a cut move outputs up to it, and the gradients of these outputs to those tokens.
 
     Args:
+        run: gives a mechanism's output.
         x: one sequence, batch 1; all cuts are tried at once, one row of a batch for each.
         cuts: positions; the tokens after them are replaced, with keys 3, 10 and 30 times as large as usual.
     """
@@ -21,16 +23,16 @@ def future_effects(mechanism: Mechanism, x: Inputs, cuts: list[int], where: str,
     cut = torch.tensor(cuts, device=x.q.device)[:, None]
     future = torch.arange(length, device=x.q.device) > cut
     with torch.no_grad():
-        out = mechanism(rows)[0]
+        out = run(rows)
         for factor in (3, 10, 30):
-            moved = mechanism(_replace(rows, future, factor))[0] - out
+            moved = run(_replace(rows, future, factor)) - out
             yield _largest(moved, ~future, 2, allowed, f"{where}: outputs before keys x{factor}")
-    yield from _gradients(mechanism, rows, future, cut, where)
+    yield from _gradients(run, rows, future, cut, where)
 
 
-def _gradients(mechanism: Mechanism, rows: Inputs, future: Tensor, cut: Tensor, where: str) -> Findings:
+def _gradients(run: Callable[[Inputs], Tensor], rows: Inputs, future: Tensor, cut: Tensor, where: str) -> Findings:
     leaf_inputs, leaves = require_gradients(rows)
-    out = mechanism(leaf_inputs)[0]
+    out = run(leaf_inputs)
     last = out.gather(2, cut[:, None, :, None].expand(-1, out.shape[1], -1, out.shape[3]))
     loss = (last * probe(last.shape, last.dtype).to(last.device)).sum()
     for name, grad in zip(leaves, gradients(loss, list(leaves.values())), strict=True):
@@ -58,8 +60,13 @@ def _largest(t: Tensor, mask: Tensor, dim: int, allowed: float, where: str) -> F
     return Finding(float(worst), allowed, where)
 
 
+def without_state(mechanism: Mechanism) -> Callable[[Inputs], Tensor]:
+    """Its output for a whole sequence, as training computes it."""
+    return lambda x: mechanism(x, keeps_state=False)[0]
+
+
 def leak(mechanism: Mechanism, length: int = 129) -> str | None:
-    """A quick causality check of a mechanism as it stands, on its own geometry and device, in its own precision.
+    """A quick causality check of a mechanism as it trains, on its own geometry and device, in its own precision.
 
     Works on a copy with noise on every parameter, so the mechanism and torch's random state are left as they were.
     Returns: None where no future token reaches an earlier output, else one line that says which and by how much.
@@ -70,7 +77,7 @@ def leak(mechanism: Mechanism, length: int = 129) -> str | None:
     q, k, v, hidden = (torch.randn(shape, generator=generator).to(like) for shape in shapes)
     cuts = [*range(0, length - 1, 21), length - 2]
     probed = randomise(copy.deepcopy(mechanism)).eval()
-    for finding in future_effects(probed, Inputs(q, k, v, hidden), cuts, f"{length} tokens", allowed=1e-3):
+    for finding in future_effects(without_state(probed), Inputs(q, k, v, hidden), cuts, f"{length} tokens", 1e-3):
         if not finding.passed:
             return f"mechanism '{mechanism.kind}' leaks the future: {finding.where} by {finding.deviation:.1e}"
     return None

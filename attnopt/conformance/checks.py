@@ -23,7 +23,7 @@ from attnopt.conformance.case import (
     splits,
     stream,
 )
-from attnopt.conformance.causal import future_effects
+from attnopt.conformance.causal import future_effects, without_state
 from attnopt.conformance.memory import peak_bytes
 from attnopt.mechanisms import Inputs, Mechanism
 from attnopt.mechanisms.base import measured_bytes, repeat_heads, select_rows
@@ -32,9 +32,12 @@ from attnopt.mechanisms.softmax import Softmax
 
 def causality(case: Case) -> Findings:
     """No token reaches an earlier output: not in the forward pass, however large its key, nor through a gradient."""
+    mechanism = case.build()
+    ways = {"": lambda x: mechanism(x)[0], " without a state": without_state(mechanism)}
     for length in LENGTHS[1:]:
         cuts = list(range(0, length - 1, 3 if length < 64 else 7))
-        yield from future_effects(case.build(), case.inputs(length, batch=1), cuts, f"length {length}")
+        for way, run in ways.items():
+            yield from future_effects(run, case.inputs(length, batch=1), cuts, f"length {length}{way}", 1e-9)
 
 
 def prefix(case: Case) -> Findings:
@@ -132,16 +135,22 @@ def ones(case: Case) -> Findings:
 
 
 def reference(case: Case) -> Findings:
-    """Outputs and all gradients, also through the state, equal those of the obvious loop over tokens."""
+    """Outputs and all gradients, also through the state and without one, equal those of a loop over tokens."""
     mechanism = case.build()
     for length in LENGTHS:
         x = case.inputs(length)
         expected = _out_and_gradients(mechanism, x, mechanism.reference)
-        ways = {"whole": [length]} | ({} if mechanism.control == "leaks" else {"chunks": splits(length)["chunks"]})
-        for way, sizes in ways.items():
-            got = _out_and_gradients(mechanism, x, partial(_streamed, mechanism, sizes))
+        cuts = [[length]] if mechanism.control == "leaks" else [[length], splits(length)["chunks"]]
+        for way, run in _ways(mechanism, *cuts).items():
+            got = _out_and_gradients(mechanism, x, run)
             for name, tensor in expected.items():
                 yield compare(got[name], tensor, f"{name}, length {length}, {way}", allowed=1e-8)
+
+
+def _ways(mechanism: Mechanism, *cuts: list[int]) -> dict[str, Callable[[Inputs], Tensor]]:
+    """Its output as training computes it, and with a state in as many pieces as each cut has."""
+    runs: dict[str, Callable[[Inputs], Tensor]] = {"without a state": without_state(mechanism)}
+    return runs | {f"pieces: {len(sizes)}": partial(_streamed, mechanism, sizes) for sizes in cuts}
 
 
 def _streamed(mechanism: Mechanism, sizes: list[int], x: Inputs) -> Tensor:
@@ -174,10 +183,11 @@ def numerics(case: Case) -> Findings:
 def _finite(mechanism: Mechanism, x: Inputs, where: str) -> Findings:
     leaf_inputs, leaves = require_gradients(x)
     named = {**leaves, **dict(mechanism.named_parameters())}
-    out, _ = stream(mechanism, leaf_inputs, [60, 39, 1])
-    grads = gradients(out.sum(), list(named.values()))
-    for name, t in [("output", out), *[(f"gradient of {n}", g) for n, g in zip(named, grads, strict=True)]]:
-        yield Finding(0.0 if bool(t.isfinite().all()) else float("inf"), 0.0, f"{name} finite at {where}")
+    for way, run in _ways(mechanism, [60, 39, 1]).items():
+        out = run(leaf_inputs)
+        grads = gradients(out.sum(), list(named.values()))
+        for name, t in [("output", out), *[(f"gradient of {n}", g) for n, g in zip(named, grads, strict=True)]]:
+            yield Finding(0.0 if bool(t.isfinite().all()) else float("inf"), 0.0, f"{name} finite at {where}, {way}")
 
 
 def _bf16(mechanism: Mechanism, case: Case) -> Finding:

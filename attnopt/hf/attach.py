@@ -115,9 +115,10 @@ def _attention(
     # Under autocast rotary positions make q and k float32 and leave v as it was.
     x = Inputs(query, key.to(query.dtype), value.to(query.dtype), call.hidden, attention_mask)
     with torch.autocast(query.device.type, enabled=False):
-        out, state = mechanism(x, None if call.cache is None else call.cache.state)
-    if call.cache is not None:
-        call.cache.state = state
+        if call.cache is None:
+            out, _ = mechanism(x, keeps_state=False)
+        else:
+            out, call.cache.state = mechanism(x, call.cache.state)
     return out.transpose(1, 2), None
 
 

@@ -39,9 +39,13 @@ def save(folder: Path, student: nn.Module, teacher: nn.Module, description: dict
     Args:
         description: kind, options, layers, and the teacher's params under `teacher`.
     """
+    write(folder, changed(student, teacher), teachers.fingerprint(teacher), description)
+
+
+def write(folder: Path, weights: dict[str, Tensor], fingerprint: str, description: dict[str, Any]) -> None:
+    """The same from what `changed` gave and the teacher's fingerprint."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(changed(student, teacher), folder / "weights.safetensors")
-    fingerprint = teachers.fingerprint(teacher)
+    save_file(weights, folder / "weights.safetensors")
     write_json(folder / "student.json", {"format": FORMAT, "fingerprint": fingerprint, **description})
 
 

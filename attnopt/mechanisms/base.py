@@ -108,10 +108,16 @@ class Mechanism(nn.Module):
         self.geometry = geometry
         self.options = options
 
-    def forward(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
-        """Attention output (B, H, T, D) for the new tokens, and the state after them; padded positions give zeros."""
+    def forward(self, x: Inputs, state: State = None, keeps_state: bool = True) -> tuple[Tensor, State]:
+        """Attention output (B, H, T, D) for the new tokens, and the state after them; padded positions give zeros.
+
+        Args:
+            keeps_state: without it a whole sequence may be computed in a form that leaves no state, as in training.
+        """
         ragged = isinstance(state, Rows) or (x.keep is not None and not bool(x.keep.all()))
-        return self._extend_rows(x, state) if ragged else self.extend(x, state)
+        if ragged:
+            return self._extend_rows(x, state)
+        return self.extend(x, state) if keeps_state or state is not None else (self.parallel(x), None)
 
     def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
         """Whole sequence, chunk and single step in one: any T >= 1, any state, no padding.
@@ -122,6 +128,10 @@ class Mechanism(nn.Module):
         Returns: out (B, H, T, D) in q's dtype, and the new state. The given state is left as it was.
         """
         raise NotImplementedError
+
+    def parallel(self, x: Inputs) -> Tensor:
+        """The output (B, H, T, D) for a whole sequence whose state nobody wants; a form of its own where faster."""
+        return self.extend(x)[0]
 
     def reference(self, x: Inputs) -> Tensor:
         """The same output (B, H, T, D) for a whole sequence, by an obvious loop over tokens; differentiable."""
