@@ -17,13 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from attnopt.mechanisms._centre import Centre
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
 from attnopt.ops.band import band_attention, merge, recent
+from attnopt.ops.dense import SHORT, ages
 from attnopt.ops.linear import LIMIT, LinearState, linear_attention
 from attnopt.ops.pieces import Pieces
 
 SPAN = 512
 """Longer sequences are taken in spans of this many tokens, which a backward pass computes again one by one."""
-PARALLEL = 192
-"""Sequences up to this many tokens train as one matrix of weights (measured: based 2-7 times as fast at 128)."""
 FIT_SEQUENCES, FIT_TOKENS = 8, 512
 """What is enough of the teacher's data to fit a few numbers per head."""
 
@@ -95,22 +94,21 @@ class Hybrid(Mechanism):
     def parallel(self, x: Inputs) -> Tensor:
         """All weights of a short sequence in one (B, H, T, T) softmax: less work than its features take."""
         tokens, heads, window, branches = x.q.shape[2], x.q.shape[1], self.options.window, self.options.branches
-        if tokens > PARALLEL or branches == "window":
+        if tokens > SHORT or branches == "window":
             return self.extend(x)[0]
         q, k = self.centre.queries(x.q), self.centre.keys(x.k)
         logs = self.kernel(q, k).log()
         if self.log_mass is not None:
             logs = logs + wide(self.log_mass)[0][:, None, None]
-        position = torch.arange(tokens, device=q.device)
-        age = position[:, None] - position
-        hidden = age < 0
+        age = ages(tokens, q)
+        seen = age >= 0
         if window:
             near = q @ repeat_heads(k, heads).mT * self.geometry.scaling
             exact = age < (1 if branches == "far" else window)
-            logs, hidden = torch.where(exact, near, logs), hidden | (~exact & (age < window))
+            logs, seen = torch.where(exact, near, logs), seen & (exact | (age >= window))
         logs = logs + repeat_heads(self.centre.log_weight(k), heads)[:, :, None]
         (v,) = wide(repeat_heads(x.v, heads))
-        return (logs.masked_fill(hidden, -torch.inf).softmax(-1) @ v).to(x.q.dtype)
+        return (logs.masked_fill(~seen, -torch.inf).softmax(-1) @ v).to(x.q.dtype)
 
     def _extend(self, q: Tensor, k: Tensor, v: Tensor, state: HybridState | None) -> tuple[Tensor, HybridState]:
         far = None

@@ -25,6 +25,9 @@ class PerformerBidirectional(Performer):
         out, _ = recall(self.query_features(x.q), state)
         return out.to(x.q.dtype), state
 
+    def parallel(self, x: Inputs) -> Tensor:
+        return self.extend(x)[0]
+
     def reference(self, x: Inputs) -> Tensor:
         tokens = x.q.shape[2]
         return torch.stack([self._attend(x, t, tokens) for t in range(tokens)], dim=2)
