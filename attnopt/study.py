@@ -38,11 +38,13 @@ def compose(name: str) -> str:
 
 
 def lay_over(base: Any, changes: Any) -> None:
-    """Mappings merge, key by key; anything else, and `variants`, replaces."""
+    """Mappings merge, key by key; anything else, and `variants`, replaces, a list or mapping with its comment."""
     for key, value in changes.items():
         if key != "variants" and isinstance(value, dict) and isinstance(base.get(key), dict):
             lay_over(base[key], value)
         else:
+            if isinstance(base.get(key), list | dict):
+                base.ca.items.pop(key, None)
             base[key] = value
 
 
