@@ -1,4 +1,4 @@
-"""How a cost grows with length, and where two costs cross."""
+"""How a cost grows with length, what it comes to beyond the lengths measured, and where two costs cross."""
 
 import math
 from collections.abc import Sequence
@@ -40,6 +40,51 @@ def fit_exponent(lengths: Sequence[float], costs: Sequence[float], confidence: f
     return Fit(slope, slope - half, slope + half)
 
 
+def extrapolate(
+    lengths: Sequence[float], costs: Sequence[float] | np.ndarray, to: float, powers: tuple[int, int]
+) -> np.ndarray:
+    """The cost at a longer length as a n^p + b n^q with a, b >= 0: work per token of context is such a polynomial.
+
+    The curve passes through the longest length measured, since what is short costs overhead that no longer counts;
+    the others decide by least squares on relative errors how that cost divides into its two terms.
+
+    Args:
+        lengths: (K,) rising, two or more. costs: (..., K), positive. to: from the longest on.
+        powers: (p, q), p < q: (0, 1) for decoding a token and its state, (1, 2) for prefill.
+
+    Returns: (...). Raises: ValueError for anything else.
+    """
+    n, y = np.asarray(lengths, dtype=float), np.asarray(costs, dtype=float)
+    if len(n) < 2 or y.shape[-1:] != n.shape or (np.diff(n) <= 0).any() or n[0] <= 0 or not (y > 0).all():
+        raise ValueError(f"extrapolating needs positive costs at two rising lengths or more, there are {list(lengths)}")
+    if to < n[-1]:
+        raise ValueError(f"{to} tokens lie within the lengths measured, {list(lengths)}: nothing to extrapolate")
+    low, high = ((n / n[-1]) ** p for p in powers)
+    scaled = y / y[..., -1:]
+    slope, rest = (high - low) / scaled, 1 - low / scaled
+    share = np.clip((slope * rest).sum(-1) / (slope**2).sum(-1), 0, 1)
+    near, far = ((to / n[-1]) ** p for p in powers)
+    return y[..., -1] * (near + share * (far - near))
+
+
+def extrapolations(
+    lengths: Sequence[float],
+    samples: Sequence[Sequence[float]],
+    to: float,
+    powers: tuple[int, int],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Bootstrap of `extrapolate` from the medians of resampled raw samples at every length: (resamples,)."""
+    return extrapolate(lengths, _medians(samples, resamples, np.random.default_rng(seed)), to, powers)
+
+
+def _medians(samples: Sequence[Sequence[float]], resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Medians of samples drawn with replacement, (resamples, lengths)."""
+    drawn = [rng.choice(values, (resamples, len(values))) for values in samples]
+    return np.stack([np.median(values, axis=1) for values in drawn], axis=1)
+
+
 def crossover(lengths: Sequence[float], a: Sequence[float], b: Sequence[float]) -> float | None:
     """The length from which `a` costs no more than `b`, up to the last length; interpolated on logarithms.
 
@@ -69,12 +114,8 @@ def crossover_interval(
 ) -> tuple[float | None, float | None]:
     """Bootstrap interval of `crossover` over the raw samples at every length; None is beyond the last length."""
     rng = np.random.default_rng(seed)
-
-    def medians(samples: Sequence[Sequence[float]]) -> np.ndarray:
-        drawn = [rng.choice(values, (resamples, len(values))) for values in samples]
-        return np.stack([np.median(values, axis=1) for values in drawn], axis=1)
-
-    found = [crossover(lengths, *rows) for rows in zip(medians(a), medians(b), strict=True)]
+    drawn = (_medians(samples, resamples, rng) for samples in (a, b))
+    found = [crossover(lengths, *rows) for rows in zip(*drawn, strict=True)]
     tail = (1 - confidence) / 2
     bounds = np.quantile([math.inf if f is None else f for f in found], [tail, 1 - tail], method="inverted_cdf")
     low, high = (None if math.isinf(q) else float(q) for q in bounds)

@@ -16,6 +16,8 @@ class ReportParams(BaseModel):
     split: Literal["test", "valid"] = "test"
     """The split that quality is read from."""
     lengths: list[Annotated[int, Field(ge=1)]] = []
-    """Context lengths, in tokens, to choose a variant for; empty: the longest measured."""
+    """Context lengths, in tokens, to choose a variant for; empty: the longest measured.
+
+    One that is up to 8 times the longest measured is extrapolated, and called that."""
     resamples: Annotated[int, Field(ge=100)] = 2000
     """Bootstrap resamples behind every interval."""

@@ -46,8 +46,8 @@ class Comparison:
 
     @cached_property
     def length(self) -> int | None:
-        """The context length that costs are compared at: the longest that every run would show."""
-        shared = set.intersection(*(set(run.context.lengths) for run in self.runs))
+        """The context length that costs are compared at: the longest measured that every run would show."""
+        shared = set.intersection(*(set(run.context.measured) for run in self.runs))
         return max(shared, default=None)
 
     @cached_property

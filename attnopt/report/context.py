@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnopt.report import ReportParams, summary, words
+from attnopt.report import ReportParams, extrapolation, summary, words
 from attnopt.report.figures import SHAPES, Figure, Series, Style, numbered
 from attnopt.report.records import Records
 from attnopt.report.tables import Table
@@ -25,24 +25,44 @@ class Context:
     """One run and what several questions need of it.
 
     Attributes:
-        quality: as `summary.quality` has it. lengths: those to choose for. looks: one style per variant.
+        quality: as `summary.quality` has it. looks: one style per variant.
+        measured: lengths to choose for. extrapolated: those besides that were asked for and not measured.
     """
 
     records: Records
     params: ReportParams
     quality: pd.DataFrame
-    lengths: list[int]
+    measured: list[int]
+    extrapolated: list[int]
     looks: dict[str, Style]
 
     @classmethod
     def of(cls, records: Records, params: ReportParams) -> "Context":
-        quality, lengths = summary.quality(records, params.split), summary.highlighted(records, params.lengths)
-        return cls(records, params, quality, lengths, _looks(records))
+        return cls(
+            records=records,
+            params=params,
+            quality=summary.quality(records, params.split),
+            measured=summary.highlighted(records, params.lengths),
+            extrapolated=extrapolation.lengths(records, params.lengths),
+            looks=_looks(records),
+        )
+
+    @property
+    def lengths(self) -> list[int]:
+        """Those to choose for, rising."""
+        return sorted([*self.measured, *self.extrapolated])
 
     @cached_property
     def costs(self) -> dict[int, pd.DataFrame]:
-        """What every variant costs at the lengths to choose for, as `summary.cost` has it."""
-        return {length: summary.cost(self.records, length) for length in self.lengths}
+        """What every variant costs at these lengths, as `summary.cost` or `extrapolation.cost` has it."""
+        found = {length: summary.cost(self.records, length) for length in self.measured}
+        more = {n: extrapolation.cost(self.records, n, self.params.resamples) for n in self.extrapolated}
+        return dict(sorted((found | more).items()))
+
+    @cached_property
+    def basis(self) -> extrapolation.Basis | None:
+        """What the extrapolated costs rest on."""
+        return extrapolation.basis(self.records)
 
     @property
     def ranked(self) -> pd.DataFrame:

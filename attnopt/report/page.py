@@ -99,10 +99,11 @@ def downloads(report: Report) -> dict[str, str]:
 
 
 def metrics(context: Context) -> dict[str, dict[str, float]]:
-    """Variant -> numbers, for `dvc metrics show`: quality, what its samples score, and costs at the longest length."""
+    """Variant -> numbers, for `dvc metrics show`: quality, what its samples score, and costs at the longest length
+    measured."""
     scores = summary.coherence(context.records, context.params.split).groupby("variant")[["sample_ppl"]].mean()
     parts = [context.quality[list(METRICS)].rename(columns=METRICS), scores]
-    parts += [context.costs[length][COSTS] for length in context.lengths[-1:]]
+    parts += [context.costs[length][COSTS] for length in context.measured[-1:]]
     found: dict[str, dict[str, float]] = {v: {} for v in context.records.variants}
     for part in parts:
         for variant, row in part.iterrows():

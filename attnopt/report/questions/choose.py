@@ -1,15 +1,25 @@
 """Which variant for which context length and memory: the Pareto fronts of KL against each cost."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-from attnopt.report import stats, words
+from attnopt.report import extrapolation, stats, words
 from attnopt.report.context import LEVELS, ZERO, Answer, Context, absent
 from attnopt.report.figures import Axis, Figure, Panel, Rule, Series, Style, View
 from attnopt.report.tables import Cell, Table, column
 
 SLUG, QUESTION = "choose", "Which variant for which context length and memory?"
+LEAN = "the closest among those that decode faster than softmax in half its state"
+RATIOS = {"decode_ms_ratio": "decoding time", "prefill_ms_ratio": "prefill time", "state_ratio": "state"}
+NEEDS = {
+    "the closest output": {"decode_ms_ratio": "decoding", "state_ratio": "state"},
+    "the fastest decoding": {"decode_ms_ratio": "decoding"},
+    "the fastest prefill": {"prefill_ms_ratio": "prefill"},
+    "the smallest state": {"state_ratio": "state"},
+}
+"""Need -> what of softmax's costs the short answer says of the variant that meets it best."""
 COSTS = {
     "decode_ms": ("decoding", "ms per token", 1),
     "prefill_ms": ("prefill", "ms", 1),
@@ -30,16 +40,16 @@ def answer(context: Context) -> Answer:
     return Answer(
         slug=SLUG,
         question=QUESTION,
-        short=_short(chosen[-1].frame, _where(context, lengths[-1])),
+        short=_short(chosen[-1].frame, _where(context, lengths[-1]), _blocks(context, lengths[-1])),
         sentences=_sentences(context, lengths[-1]),
         limits=_limits(context, lengths[-1]),
         figures=[_figure(context, lengths)],
-        tables=[*chosen, *(_costs(context, n) for n in lengths)],
+        tables=[*chosen[::-1], *(_costs(context, n) for n in lengths)],
     )
 
 
 def eligible(context: Context, length: int) -> pd.DataFrame:
-    """Candidates measured at a length, without those no closer to the teacher than no attention at all."""
+    """Candidates with a cost at a length, without those no closer to the teacher than no attention at all."""
     table = context.ranked.join(context.costs[length], how="inner")
     floor = context.quality.loc[context.quality["kind"] == "none", "kl"].min()
     return table[~(table["kl"] >= floor)]
@@ -48,14 +58,15 @@ def eligible(context: Context, length: int) -> pd.DataFrame:
 def choices(context: Context, length: int) -> Table:
     """One row per need at a length, with the variant that meets it best."""
     table = eligible(context, length)
+    low, high, spread = _spread(context, length)
     rows = [_row("the closest output", context.ranked.head(1).join(context.costs[length]))]
     for key, need in (("decode_ms", "the fastest decoding"), ("prefill_ms", "the fastest prefill")):
         fastest = table[table[key] == table[key].min()]
-        equal = table[table[f"{key}_q1"] <= fastest[f"{key}_q3"].max()]
+        equal = table[table[key + low] <= fastest[key + high].max()]
         rows.append(_row(need, equal.head(1), [str(v) for v in equal.index[1:]]))
     rows.append(_row("the smallest state", table.sort_values(["state", "kl"]).dropna(subset=["state"]).head(1)))
     lean = table[(table["decode_ms_ratio"] < 1) & (table["state_ratio"] <= 0.5)]
-    rows.append(_row("the closest among those that decode faster than softmax in half its state", lean.head(1)))
+    rows.append(_row(LEAN, lean.head(1)))
     columns: dict[str, Cell] = {
         "if you need": column("need"),
         "choose": lambda r: r["variant"] or "none of these",
@@ -64,17 +75,17 @@ def choices(context: Context, length: int) -> Table:
         "prefill over softmax's": column("prefill_ms_ratio", words.times),
         "state": column("state", words.size),
         "state over softmax's": column("state_ratio", words.times),
-        "as fast within quartiles": column("equal"),
+        f"as fast within {spread}": column("equal"),
     }
     return Table(
         name=f"choose_{length}",
         title=f"Choose at {_where(context, length)}",
         columns=columns,
-        frame=pd.DataFrame(rows).assign(length=length),
+        frame=_marked(context, pd.DataFrame(rows), length),
         command="dvc repro evaluate bench",
-        note="Of variants equally fast within their quartiles, the one with the lowest KL.",
+        note=f"Of variants equally fast within their {spread}, the one with the lowest KL.",
         text={"choose"},
-        wide={"if you need", "as fast within quartiles"},
+        wide={"if you need", f"as fast within {spread}"},
     )
 
 
@@ -84,16 +95,58 @@ def _row(need: str, best: pd.DataFrame, equal: list[str] | None = None) -> dict[
     return {"need": need, "variant": str(best.index[0]) if len(best) else "", "equal": ", ".join(equal or [])} | values
 
 
-def _short(frame: pd.DataFrame, where: str) -> str:
+def _short(frame: pd.DataFrame, where: str, blocks: str) -> str:
+    """The variant that most would take and why, then those for other needs with the numbers that speak for them."""
+    rows = {row["need"]: row for row in frame.to_dict("records")}
+    lean = rows.pop(LEAN)
+    start = f"At {where}, no variant decodes faster than softmax in half its state."
+    if lean["variant"]:
+        costs = [f"{words.times(lean[k])} its {cost}" for k, cost in RATIOS.items() if not words.missing(lean[k])]
+        costs[0] = costs[0].replace("its", "softmax's")
+        start = (
+            f"At {where}, choose **{lean['variant']}**: of those that decode faster than softmax in half its state it "
+            f"is the closest to the teacher (KL {words.plus_minus(lean['kl'], lean['kl_se'])}{blocks}), "
+            f"with {words.listing(costs)}."
+        )
     needs: dict[str, list[str]] = {}
-    for row in frame.to_dict("records"):
-        needs.setdefault(f"**{row['variant']}**" if row["variant"] else "no variant", []).append(row["need"])
-    return f"At {where}: {'; '.join(f'{variant} for {words.listing(wanted)}' for variant, wanted in needs.items())}."
+    for need, row in rows.items():
+        needs.setdefault(row["variant"], []).append(need)
+    return f"{start} For other needs: {'; '.join(_named(v, wanted, rows[wanted[0]]) for v, wanted in needs.items())}."
+
+
+def _named(variant: str, needs: list[str], row: dict[str, Any]) -> str:
+    """A variant, what it is best for and the numbers that this is about."""
+    if not variant:
+        return f"no variant for {words.listing(needs)}"
+    shown = {key: name for need in needs for key, name in NEEDS[need].items() if not words.missing(row[key])}
+    numbers = [f"KL {words.plus_minus(row['kl'], row['kl_se'])}"]
+    numbers += [f"{name} {words.times(row[key])}" for key, name in shown.items()]
+    return f"**{variant}** for {words.listing(needs)} ({', '.join(numbers)})"
+
+
+def _blocks(context: Context, length: int) -> str:
+    """What the KL is of, where that is not this length."""
+    block = context.records.corpus.get("block")
+    return f" on blocks of {block} tokens" if block and length > block else ""
 
 
 def _where(context: Context, length: int) -> str:
     level = eligible(context, length)["level"].iloc[0]
-    return words.length(length) + (" tokens" if level == "model" else f" tokens, {LEVELS[level]}")
+    where = words.length(length) + (" tokens" if level == "model" else f" tokens, {LEVELS[level]}")
+    return f"{where}, {context.basis.words}" if context.basis and length in context.extrapolated else where
+
+
+def _spread(context: Context, length: int) -> tuple[str, str, str]:
+    """The suffixes of a time's bounds and what they are."""
+    return ("_low", "_high", "intervals") if length in context.extrapolated else ("_q1", "_q3", "quartiles")
+
+
+def _marked(context: Context, frame: pd.DataFrame, length: int) -> pd.DataFrame:
+    """With the length, and in a column what it is extrapolated from where it is."""
+    frame = frame.assign(length=length)
+    if length not in context.extrapolated or context.basis is None:
+        return frame
+    return frame.assign(**{extrapolation.COLUMN: words.listing(context.basis.lengths)})
 
 
 def _sentences(context: Context, length: int) -> list[str]:
@@ -106,21 +159,39 @@ def _sentences(context: Context, length: int) -> list[str]:
     if len(beaten := table.index.difference(front, sort=False)):
         out.append(f"Off it, since some one variant is at least as good on all of these: {words.listing(beaten)}.")
     timed = table["decode_ms_ratio"].dropna()
+    there = "there, extrapolated" if length in context.extrapolated else "there"
     faster = list(timed.index[timed < 1])
     if len(timed):
         named = f": {words.listing(faster)}" if faster else ""
-        out.append(f"{len(faster)} of {words.plural(len(timed), 'variant')} decode faster than softmax there{named}.")
+        out.append(f"{len(faster)} of {words.plural(len(timed), 'variant')} decode faster than softmax {there}{named}.")
     return out
 
 
 def _limits(context: Context, length: int) -> list[str]:
     out, block = [], context.records.corpus.get("block")
+    known = "extrapolated" if length in context.extrapolated else "measured"
     if block and length > block:
-        out.append(f"KL is measured on blocks of {block} tokens; at {words.length(length)} only the cost is measured.")
-    if wanted := [words.length(n) for n in context.params.lengths if n not in context.lengths]:
-        out.append(f"Asked for and not measured: {words.listing(wanted)} tokens.")
+        out.append(f"KL is measured on blocks of {block} tokens; at {words.length(length)} only the cost is {known}.")
+    if context.extrapolated:
+        out += extrapolation.limits(context.records, context.extrapolated)
+    out += _unanswered(context)
     if len(left_out := context.ranked.index.difference(eligible(context, length).index, sort=False)):
-        out.append(f"Left out, not measured there or no closer than no attention at all: {words.listing(left_out)}.")
+        out.append(f"Left out, not {known} there or no closer than no attention at all: {words.listing(left_out)}.")
+    return out
+
+
+def _unanswered(context: Context) -> list[str]:
+    """The lengths asked for that the page does not have."""
+    wanted = [n for n in context.params.lengths if n not in context.lengths]
+    far = [n for n in wanted if context.basis and n > extrapolation.REACH * context.basis.longest]
+    out = []
+    if near := [words.length(n) for n in wanted if n not in far]:
+        out.append(f"Asked for and not measured: {words.listing(near)} tokens.")
+    if far and context.basis:
+        out.append(
+            f"Asked for and neither measured nor extrapolated: {words.listing(map(words.length, far))} tokens, more "
+            f"than {extrapolation.REACH} times the longest length measured, {words.count(context.basis.longest)}."
+        )
     return out
 
 
@@ -136,7 +207,7 @@ def _figure(context: Context, lengths: list[int]) -> Figure:
         title="Quality against cost",
         alt="KL against decoding time, prefill time and state size, with the Pareto front of each.",
         caption="Down and left is better. The line joins the variants that no other beats in both; controls and "
-        f"leaking variants are never on it. Bars: 95 % intervals. {context.hardware}",
+        f"leaking variants are never on it. Bars: 95 % intervals.{_extrapolated(context)} {context.hardware}",
         views=views[::-1],
         frame=pd.concat(frames, ignore_index=True),
         command="dvc repro evaluate bench",
@@ -161,29 +232,47 @@ def _front(context: Context, table: pd.DataFrame, key: str) -> Panel:
     return Panel(title.capitalize(), Axis(unit, log=True), Axis("KL, nats per token", log=True), series, rules)
 
 
+def _extrapolated(context: Context) -> str:
+    """Says which costs of a figure are not measured."""
+    shown = words.listing(words.length(n) for n in context.extrapolated)
+    return f" Costs at {shown} are {context.basis.words}." if context.basis and context.extrapolated else ""
+
+
 def _costs(context: Context, length: int) -> Table:
-    frame = context.costs[length].reset_index(names="variant")
+    bounds = _spread(context, length)[:2]
+    extrapolated = length in context.extrapolated
     columns: dict[str, Cell] = {
         "variant": column("variant", context.name),
-        "prefill, ms": lambda r: _quartiles(r, "prefill_ms"),
-        "over softmax's": column("prefill_ms_ratio", words.times),
-        "decoding, ms per token": lambda r: _quartiles(r, "decode_ms"),
-        "over softmax's ": column("decode_ms_ratio", words.times),
+        "prefill, ms": lambda r: _bounded(r, "prefill_ms", bounds),
+        "over softmax's": _ratio("prefill_ms_ratio", extrapolated),
+        "decoding, ms per token": lambda r: _bounded(r, "decode_ms", bounds),
+        "over softmax's ": _ratio("decode_ms_ratio", extrapolated),
         "state": column("state", words.size),
         "over softmax's  ": column("state_ratio", words.times),
-        "peak memory, MiB": column("peak_mib", words.number),
     }
+    if not extrapolated:
+        columns["peak memory, MiB"] = column("peak_mib", words.number)
+    shown = "With 95 % intervals from resampled raw samples" if extrapolated else "Medians with quartiles"
     return Table(
         name=f"costs_{length}",
         title=f"Cost at {_where(context, length)}",
         columns=columns,
-        frame=frame,
+        frame=context.costs[length].reset_index(names="variant"),
         command="dvc repro bench",
-        note=f"Medians with quartiles; softmax is SDPA, interleaved in the same run. {context.hardware}",
+        note=f"{shown}; softmax is SDPA, interleaved in the same run. {context.hardware}",
         text={"variant"},
     )
 
 
-def _quartiles(row: Any, key: str) -> str:
-    median, low, high = (words.number(row[key + suffix]) for suffix in ("", "_q1", "_q3"))
-    return median if words.missing(row[key]) else f"{median} [{low}, {high}]"
+def _ratio(key: str, extrapolated: bool) -> Cell:
+    """A quotient over softmax's time, with its interval where it has one."""
+    if not extrapolated:
+        return column(key, words.times)
+    return lambda row: _bounded(row, key, ("_low", "_high"), words.times)
+
+
+def _bounded(row: Any, key: str, bounds: tuple[str, str], show: Callable[[Any], str] = words.number) -> str:
+    if words.missing(row[key]):
+        return words.MISSING
+    low, high = (show(row[key + bound]).removesuffix("×") for bound in bounds)
+    return f"{show(row[key])} [{low}, {high}]"

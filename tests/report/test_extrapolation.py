@@ -1,0 +1,191 @@
+"""Lengths that nobody measured: what is said of them, from what, and that it is said everywhere."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from attnopt.bench import fits
+from attnopt.report import ReportParams, extrapolation, page, words
+from attnopt.report.comparison import Comparison
+from attnopt.report.context import Context
+from attnopt.report.questions import choose
+
+from . import fake
+
+FAR, SAID = 16384, "extrapolated from 1\u202f024 and 4\u202f096"
+
+
+def cut(context: Context, lengths: list[int], bench: pd.DataFrame | None = None) -> Context:
+    """The same run asked about lengths, with attention alone up to 4096 tokens and the whole model up to 256."""
+    table = context.records.bench if bench is None else bench
+    table = table[table["length"] <= table["level"].map({"operation": 4096, "model": 256})]
+    return Context.of(dataclasses.replace(context.records, bench=table), ReportParams(resamples=200, lengths=lengths))
+
+
+@pytest.fixture(scope="module")
+def far(context) -> Context:
+    return cut(context, [1024, 4096, FAR])
+
+
+def test_it_rests_on_the_level_with_the_longest_lengths(context, far):
+    assert extrapolation.basis(context.records) == ("operation", [1024, 4096, 16384])
+    assert extrapolation.basis(far.records) == ("operation", [1024, 4096])
+    bench = context.records.bench
+    model = dataclasses.replace(context.records, bench=bench[bench["level"] == "model"])
+    assert extrapolation.basis(model) == ("model", fake.LENGTHS["model"])
+    single = dataclasses.replace(context.records, bench=bench[bench["length"] == 1024])
+    assert extrapolation.basis(single) is None
+    assert extrapolation.lengths(single, [FAR]) == []
+
+
+def test_no_length_within_those_measured_and_none_beyond_eight_times_the_longest(far):
+    wanted = [777, 1024, 4096, 4097, FAR, 8 * 4096, 8 * 4096 + 1]
+    assert extrapolation.lengths(far.records, wanted) == [4097, FAR, 8 * 4096]
+
+
+def test_planted_costs_are_found_beyond_the_lengths_measured(far):
+    """Decoding in a + b n, softmax's prefill in a n + b n^2: known at 16 384, never measured there."""
+    found = far.costs[FAR]
+    softmax = {"decode_ms": 3.0 + 0.0008 * FAR, "prefill_ms": 0.08 * FAR + 4e-5 * FAR**2}
+    hit = []
+    for variant, row in found.iterrows():
+        _, _, _, growth, at_128, per_token, _ = fake.VARIANTS[str(variant)]
+        truth = {"decode_ms": at_128 + per_token * FAR, "prefill_ms": 0.09 * FAR * at_128 / 3}
+        for key, value in truth.items():
+            assert row[key] == pytest.approx(value, rel=0.25)
+            assert row[f"{key}_baseline"] == pytest.approx(softmax[key], rel=0.25)
+            assert row[f"{key}_ratio"] == pytest.approx(row[key] / row[f"{key}_baseline"])
+            assert row[f"{key}_low"] <= row[key] <= row[f"{key}_high"]
+            hit.append(row[f"{key}_ratio_low"] <= value / softmax[key] <= row[f"{key}_ratio_high"])
+        assert row["state"] == {"constant": 270_000, "window": 140_000, "linear": 2048 * FAR}[growth]
+        assert row["state_ratio"] == pytest.approx(row["state"] / (4096 * FAR))
+    assert np.mean(hit) >= 0.8
+    assert list(found.index) == list(fake.VARIANTS)
+
+
+def test_what_failed_at_the_longest_length_is_not_extrapolated(context):
+    found = extrapolation.cost(context.records, 32768, 100)
+    assert set(fake.VARIANTS) - set(found.index) == {"performer_bidirectional"}, "it ran out of memory there"
+
+
+def test_without_softmax_at_the_longest_length_there_is_a_time_and_no_ratio(context):
+    bench = context.records.bench
+    lost = (bench["variant"] == "nsa") & (bench["subject"] == "softmax") & (bench["length"] == 4096)
+    row = cut(context, [FAR], bench=bench[~lost]).costs[FAR].loc["nsa"]
+    assert row["decode_ms"] > 0
+    assert row["state"] > 0
+    assert row[["decode_ms_ratio", "prefill_ms_ratio", "state_ratio", "state_baseline"]].isna().all()
+
+
+def test_a_state_without_a_byte_stays_so(context):
+    bench = context.records.bench
+    none = (bench["variant"] == "none") & (bench["subject"] == "variant")
+    found = cut(context, [FAR], bench=bench.assign(state_bytes=bench["state_bytes"].where(~none, 0.0)))
+    assert found.costs[FAR].loc["none", "state"] == 0
+
+
+def test_everything_that_shows_such_a_length_says_what_it_rests_on(far):
+    answer = choose.answer(far)
+    assert SAID in answer.short
+    named = {table.name: table for table in answer.tables}
+    for name in (f"choose_{FAR}", f"costs_{FAR}"):
+        assert SAID in named[name].title
+        assert set(named[name].frame["extrapolated_from"]) == {"1024 and 4096"}
+    (figure,) = answer.figures
+    assert [SAID in view.label for view in figure.views] == [True, False, False]
+    assert f"Costs at 16k are {SAID}." in figure.caption
+    assert set(figure.frame.loc[figure.frame["length"] == FAR, "extrapolated_from"]) == {"1024 and 4096"}
+    assert figure.frame.loc[figure.frame["length"] != FAR, "extrapolated_from"].isna().all()
+    for text in (*answer.sentences, *answer.limits):
+        assert "extrapolated" in text or not ("16k" in text or " there" in text), text
+    assert any(SAID in limit for limit in answer.limits)
+
+
+def test_its_tables_have_intervals_and_not_quartiles(far):
+    named = {table.name: table for table in choose.answer(far).tables}
+    table = named[f"costs_{FAR}"]
+    assert "95 % intervals" in table.note
+    assert "quartiles" not in table.note
+    assert "peak memory, MiB" not in table.columns
+    cells = dict(zip(table.columns, table.rows()[list(fake.VARIANTS).index("nsa")], strict=True))
+    for heading in ("prefill, ms", "over softmax's", "decoding, ms per token", "over softmax's "):
+        assert "[" in cells[heading]
+    assert "as fast within intervals" in named[f"choose_{FAR}"].columns
+    assert "as fast within quartiles" in named["choose_4096"].columns
+
+
+def test_measured_lengths_are_shown_as_without_it(context, far):
+    measured = cut(context, [1024, 4096])
+    for table in choose.answer(measured).tables:
+        (same,) = [t for t in choose.answer(far).tables if t.name == table.name]
+        assert (same.title, same.note, same.rows()) == (table.title, table.note, table.rows())
+        pd.testing.assert_frame_equal(same.frame, table.frame)
+    assert page.metrics(far) == page.metrics(measured)
+    assert "extrapolated" not in " ".join(page.downloads(page.Report.of(measured)).values())
+
+
+def test_the_short_answer_names_one_and_why(far):
+    short = choose.answer(far).short
+    assert short.startswith(f"At 16k tokens, attention alone, {SAID}, choose **nsa**: of those that decode faster")
+    kl, ratio = words.plus_minus(*far.kl("nsa")), far.costs[FAR].loc["nsa", "decode_ms_ratio"]
+    assert f"it is the closest to the teacher (KL {kl} on blocks of 128 tokens), with {ratio:.2f}× softmax's" in short
+    assert "and 0.50× its state. For other needs: **nsa** for the closest output (KL" in short
+    row, kl = far.costs[FAR].loc["window"], words.plus_minus(*far.kl("window"))
+    decoding, state = words.times(row["decode_ms_ratio"]), words.times(row["state_ratio"])
+    fast = f"**window** for the fastest decoding and the smallest state (KL {kl}, decoding {decoding}, state {state})"
+    assert fast in short
+
+
+def test_where_none_is_faster_and_smaller_the_short_answer_says_so(context):
+    bench = context.records.bench
+    slow = bench["median"].where(bench["subject"] == "softmax", 100 * bench["median"])
+    short = choose.answer(cut(context, [FAR], bench=bench.assign(median=slow))).short
+    assert f"{SAID}, no variant decodes faster than softmax in half its state. For other needs: **" in short
+    assert "choose" not in short
+
+
+def test_what_is_asked_for_and_cannot_be_answered_is_named(context):
+    limits = " ".join(choose.answer(cut(context, [1024, 2000, 65536])).limits)
+    assert "Asked for and not measured: 2000 tokens." in limits
+    assert "neither measured nor extrapolated: 64k tokens, more than 8 times the longest length measured" in limits
+    bench = context.records.bench
+    single = cut(context, [1024, FAR], bench=bench[bench["length"] == 1024])
+    answer = choose.answer(single)
+    assert "Asked for and not measured: 16k tokens." in answer.limits
+    assert "extrapolated" not in answer.short
+
+
+def test_decoding_that_already_outgrows_its_work_is_a_lower_bound(context, far):
+    assert not any("a lower bound" in limit for limit in choose.answer(far).limits)
+    bench = context.records.bench
+    softmax = (bench["subject"] == "softmax") & (bench["phase"] == "decode") & (bench["length"] == 4096)
+    steep = bench.assign(median=bench["median"].where(~softmax, 5 * bench["median"]))
+    (said,) = [limit for limit in choose.answer(cut(context, [FAR], bench=steep)).limits if "a lower bound" in limit]
+    assert "times as long at 4\u202f096 tokens as at 1\u202f024" in said
+
+
+def test_a_comparison_never_rests_on_it(far):
+    @dataclasses.dataclass
+    class Run:
+        context: Context
+
+    assert Comparison([Run(far), Run(far)]).length == 4096
+
+
+def test_what_the_page_says_of_measured_mechanisms_is_so():
+    """The limit's numbers: 16 384 tokens measured, and predicted from 1 024 and 4 096."""
+    content = json.loads((Path(__file__).parents[2] / "benchmarks/mechanisms.json").read_text())
+    table = pd.DataFrame([row for row in content["rows"] if row["outcome"] == "ok"])
+    off = {}
+    for (name, phase), rows in table.groupby(["name", "phase"]):
+        medians = rows.set_index("length")["median"]
+        if phase in extrapolation.POWERS and FAR in medians:
+            predicted = fits.extrapolate([1024, 4096], medians[[1024, 4096]], FAR, extrapolation.POWERS[phase])
+            off[name, phase] = float(medians[FAR] / predicted)
+    assert off.pop(("sdpa", "decode")) > 2
+    assert len(off) > 15
+    assert all(1 / 1.5 < value < 1.5 for value in off.values()), off
