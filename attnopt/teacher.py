@@ -42,7 +42,19 @@ def load(params: TeacherParams, model: bool = True) -> tuple[Any, Any]:
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"teacher.source {params.source}: {_name(params)} cannot be loaded: {reason}") from None
-    return net.eval().requires_grad_(False), tokenizer
+    return fused(net.eval().requires_grad_(False)), tokenizer
+
+
+def fused(model: Any) -> Any:
+    """The model with GPT-2's GELU as one kernel, in place: the same tanh form, which transformers spells out in eight
+    operations that keep five tensors for the backward pass."""
+    from transformers.activations import ACT2FN, FastGELUActivation, NewGELUActivation
+
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, NewGELUActivation | FastGELUActivation):
+                setattr(parent, name, ACT2FN["gelu_pytorch_tanh"])
+    return model
 
 
 def _name(params: TeacherParams) -> str:

