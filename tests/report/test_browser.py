@@ -5,7 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from attnopt.report import page as report
+
 from . import fake
+from .conftest import QUICK
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -66,6 +69,19 @@ def test_every_figure_is_drawn_without_a_fault(visit, faults, width, scheme):
     assert "NaN" not in page.evaluate("[...document.querySelectorAll('.panels')].map(p => p.innerHTML).join()")
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
     assert faults == []
+
+
+def test_titles_of_lengths_that_were_not_measured_fit_a_narrow_window(browser, project, context, tmp_path):
+    asked = QUICK.model_copy(update={"lengths": [4096, 32768]})
+    report.write(project, context.records.variants, fake.SEEDS, asked, tmp_path)
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto((tmp_path / "index.html").as_uri())
+    page.wait_for_selector("[data-drawn]")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "the page scrolls sideways"
+    title = page.get_by_text("Choose at 32k tokens, attention alone, extrapolated from").first.bounding_box()
+    assert title["x"] >= 0
+    assert title["x"] + title["width"] <= 390
+    page.close()
 
 
 def test_the_samples_browser_shows_what_was_picked(visit, faults):

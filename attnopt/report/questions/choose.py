@@ -36,15 +36,15 @@ def answer(context: Context) -> Answer:
         kl = words.plus_minus(*context.kl(best))
         short = f"**{best}** is closest to the teacher (KL {kl}). Not from this run: its cost."
         return Answer(slug=SLUG, question=QUESTION, short=short)
-    chosen = [choices(context, n) for n in lengths]
+    chosen = [choices(context, n) for n in lengths[::-1]]
     return Answer(
         slug=SLUG,
         question=QUESTION,
-        short=_short(chosen[-1].frame, _where(context, lengths[-1]), _blocks(context, lengths[-1])),
+        short=_short(chosen[0].frame, _where(context, lengths[-1]), _blocks(context, lengths[-1])),
         sentences=_sentences(context, lengths[-1]),
         limits=_limits(context, lengths[-1]),
         figures=[_figure(context, lengths)],
-        tables=[*chosen[::-1], *(_costs(context, n) for n in lengths)],
+        tables=[*chosen, *(_costs(context, n) for n in lengths[::-1])],
     )
 
 
