@@ -1,6 +1,7 @@
 """The clock: interleaved samples, and what they sum up to."""
 
 import contextlib
+import ctypes
 import gc
 import random
 import time
@@ -11,6 +12,9 @@ import numpy as np
 
 ENOUGH = 200
 """Rounds after which more tell nothing new, however quick they are."""
+
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1
+"""Of glibc's malloc.h."""
 
 
 class Limits(NamedTuple):
@@ -30,6 +34,18 @@ class Quartiles(NamedTuple):
     def spread(self) -> float:
         """(q3 - q1) / median."""
         return (self.q3 - self.q1) / self.median if self.median else 0.0
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep what this process frees, for its next arrays; does nothing where there is another allocator.
+
+    Else every page of a large new array costs a fault, about as much time as copying it, in some runs and, as glibc
+    adapts its thresholds, not in others.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def quartiles(samples: Sequence[float]) -> Quartiles:

@@ -6,7 +6,7 @@ from typing import Any
 
 from attnopt import mechanisms
 from attnopt.bench import BenchParams, Phase
-from attnopt.bench.clock import Limits, interleave, quartiles, seconds
+from attnopt.bench.clock import Limits, interleave, keep_freed_memory, quartiles, seconds
 from attnopt.bench.energy import energy
 from attnopt.bench.isolate import Stopped, fresh
 from attnopt.bench.record import Level, Measurement, summary, table, unit_of
@@ -114,6 +114,7 @@ def _latency(
     subjects: Sequence[Subject], phase: Phase, length: int, params: BenchParams
 ) -> Iterator[str | dict[str, Fields] | None]:
     """Yields the name of the subject at work (None: all in turn) and, at the end, the results."""
+    keep_freed_memory()
     setting = settle(params)
     samplers: dict[str, Callable[[], float]] = {}
     synthetic: dict[str, bool] = {}

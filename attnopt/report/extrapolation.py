@@ -123,9 +123,10 @@ def limits(records: Records, reached: Iterable[int]) -> list[str]:
         "prefill, a and b not negative, through the longest length measured; bytes on the line through the two "
         "longest. The intervals are of the samples' noise, not of these assumptions.",
         "A byte is taken to cost the same at every length. Softmax's decoding copies all keys and values for each "
-        "token, and once a copy outgrows the memory that the allocator keeps, each page of it is paid for anew: in "
-        "benchmarks/mechanisms.json 16 384 tokens are within 50 % of what 1 024 and 4 096 predict, but softmax's "
-        "decoding takes more than twice that. Next to softmax a state that does not grow then decodes faster still.",
+        "token. The bench lets the allocator keep what is freed; where nothing does, each page of a large copy is paid "
+        "for anew: in benchmarks/mechanisms.json 16 384 tokens are within 50 % of what 1 024 and 4 096 predict, but "
+        "softmax's decoding takes more than twice that. Next to softmax a state that does not grow then decodes faster "
+        "still.",
     ]
     return out + _steeper(records, found)
 

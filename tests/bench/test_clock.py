@@ -1,6 +1,10 @@
 """The clock's samples, without processes: rounds, limits and what drift does to them."""
 
+import platform
+import subprocess
+import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -96,3 +100,29 @@ def test_a_gpu_is_timed_by_its_own_events(monkeypatch):
 
     monkeypatch.setattr("torch.cuda.Event", Event)
     assert seconds(stream.append, 250.0, cuda=True) == 0.25
+
+
+FAULTS = """
+import resource, sys
+import torch
+from attnopt.bench.clock import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+
+
+def step() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+print([step() for _ in range(3)][-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told to keep memory")
+def test_kept_memory_costs_no_page_faults() -> None:
+    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    faults = {how: int(run([sys.executable, "-c", FAULTS, how]).stdout) for how in ("kept", "given back")}
+    assert faults["kept"] < 100 < 1000 < faults["given back"]
