@@ -21,7 +21,7 @@ from attnopt.device import memory, precision, resolve, token_ids
 from attnopt.errors import RunError, UserError
 from attnopt.hf.attach import mechanisms_of
 from attnopt.hf.delta import changed
-from attnopt.journal import Journal
+from attnopt.journal import Journal, coefficient_rows
 from attnopt.material import Material
 from attnopt.objectives import OBJECTIVES, Objective
 from attnopt.params import DistillParams, Seeds, StageParams, Variant
@@ -174,7 +174,7 @@ class Trainer:
         if self.params.fit:
             students.fit(self.student, self.material.teacher, self.blocks[: self.params.fit_blocks])
         self.journal.kl["start"] = self.valid_kl()
-        self.journal.coefficients += list(self._coefficients(0))
+        self.journal.coefficients += coefficient_rows(mechanisms_of(self.student), 0)
         self.journal.go_on()
 
     def start(self, name: str, before: int = 0, state: dict[str, Any] | None = None) -> Stage:
@@ -287,7 +287,7 @@ class Trainer:
             **memory(self.device),
         }
         self.journal.history.append(row)
-        self.journal.coefficients += list(self._coefficients(step))
+        self.journal.coefficients += coefficient_rows(mechanisms_of(self.student), step)
         self.progress(step, self.steps, row)
 
     def _look(self, stage: Stage) -> float:
@@ -322,13 +322,6 @@ class Trainer:
         }
         self.journal.stages.append(row)
         self.group.wait()
-
-    def _coefficients(self, step: int) -> Iterator[dict[str, Any]]:
-        for mechanism in mechanisms_of(self.student):
-            for name, values in mechanism.coefficients().items():
-                for head, value in enumerate(values.detach().flatten().tolist()):
-                    row = {"step": step, "layer": mechanism.geometry.layer, "head": head, "name": name}
-                    yield {**row, "value": round(value, 6)}
 
     def _save(self, stage: Stage) -> None:
         if self.checkpoint is None or not self.group.main:

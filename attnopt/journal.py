@@ -2,9 +2,12 @@
 
 import csv
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from attnopt.mechanisms.base import Mechanism
 
 HISTORY = (
     "stage", "step", "tokens", "loss", "kl", "valid_kl", "lr", "grad_norm", "tokens_per_s", "wall_s", "cpu_s",
@@ -44,6 +47,15 @@ class Journal:
     def state(self) -> dict[str, Any]:
         self.pause()
         return asdict(self)
+
+
+def coefficient_rows(mechanisms: list[Mechanism], step: int) -> Iterator[dict[str, Any]]:
+    """What coefficients.csv says of the mechanisms after a step."""
+    for mechanism in mechanisms:
+        for name, values in mechanism.coefficients().items():
+            for head, value in enumerate(values.detach().flatten().tolist()):
+                row = {"step": step, "layer": mechanism.geometry.layer, "head": head, "name": name}
+                yield {**row, "value": round(value, 6)}
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:

@@ -66,8 +66,8 @@ def _write(settings: params.Params, trainer: Trainer, student: Any, loaded: Mate
         "code": code_digest(),
     }
     with written_aside(MODELS / variant.name / str(seed)) as aside:
+        delta.save(aside, student, loaded.teacher, description)
         fingerprint = teacher.fingerprint(loaded.teacher)
-        delta.write(aside, delta.changed(student, loaded.teacher), fingerprint, description)
         for step, weights in trainer.kept.items():
             delta.write(aside / CHECKPOINTS / str(step), weights, fingerprint, description | {"step": step})
     with written_aside(RESULTS / "distill" / variant.name / str(seed)) as aside:

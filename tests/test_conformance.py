@@ -143,3 +143,21 @@ def test_inputs_of_a_case_do_not_depend_on_torch_seed():
     first: Inputs = case.inputs(5)
     torch.manual_seed(1)
     assert torch.equal(first.k, case.inputs(5).k)
+
+
+@pytest.mark.parametrize("way", ["extend", "parallel"])
+def test_a_leak_is_found_in_the_form_that_streams_and_in_the_one_that_does_not(way):
+    class Leaking(Softmax):
+        kind = "half-leaking"
+
+        def parallel(self, x):
+            return Softmax.extend(self, x)[0]
+
+    def leaks(self, x, state=None):
+        out, state = Softmax.extend(self, x, state)
+        out = out + x.v.mean(2, keepdim=True)
+        return out if way == "parallel" else (out, state)
+
+    setattr(Leaking, way, leaks)
+    geometry = Geometry(heads=2, kv_heads=2, head_dim=8, hidden=16, scaling=0.3)
+    assert "'half-leaking' leaks the future" in str(conformance.leak(Leaking(geometry, Leaking.Options())))

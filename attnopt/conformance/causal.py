@@ -60,13 +60,18 @@ def _largest(t: Tensor, mask: Tensor, dim: int, allowed: float, where: str) -> F
     return Finding(float(worst), allowed, where)
 
 
+def with_state(mechanism: Mechanism) -> Callable[[Inputs], Tensor]:
+    """Its output for a whole sequence, as a prefill and the training on long blocks compute it."""
+    return lambda x: mechanism(x)[0]
+
+
 def without_state(mechanism: Mechanism) -> Callable[[Inputs], Tensor]:
-    """Its output for a whole sequence, as training computes it."""
+    """The same as training on short blocks computes it."""
     return lambda x: mechanism(x, keeps_state=False)[0]
 
 
 def leak(mechanism: Mechanism, length: int = 129) -> str | None:
-    """A quick causality check of a mechanism as it trains, on its own geometry and device, in its own precision.
+    """A quick causality check of a mechanism, with and without a state, on its own geometry, device and precision.
 
     Works on a copy with noise on every parameter, so the mechanism and torch's random state are left as they were.
     Returns: None where no future token reaches an earlier output, else one line that says which and by how much.
@@ -77,7 +82,8 @@ def leak(mechanism: Mechanism, length: int = 129) -> str | None:
     q, k, v, hidden = (torch.randn(shape, generator=generator).to(like) for shape in shapes)
     cuts = [*range(0, length - 1, 21), length - 2]
     probed = randomise(copy.deepcopy(mechanism)).eval()
-    for finding in future_effects(without_state(probed), Inputs(q, k, v, hidden), cuts, f"{length} tokens", 1e-3):
-        if not finding.passed:
-            return f"mechanism '{mechanism.kind}' leaks the future: {finding.where} by {finding.deviation:.1e}"
+    for run in (with_state(probed), without_state(probed)):
+        for finding in future_effects(run, Inputs(q, k, v, hidden), cuts, f"{length} tokens", 1e-3):
+            if not finding.passed:
+                return f"mechanism '{mechanism.kind}' leaks the future: {finding.where} by {finding.deviation:.1e}"
     return None

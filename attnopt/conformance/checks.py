@@ -23,7 +23,7 @@ from attnopt.conformance.case import (
     splits,
     stream,
 )
-from attnopt.conformance.causal import future_effects, without_state
+from attnopt.conformance.causal import future_effects, with_state, without_state
 from attnopt.conformance.memory import peak_bytes
 from attnopt.mechanisms import Inputs, Mechanism
 from attnopt.mechanisms.base import measured_bytes, repeat_heads, select_rows
@@ -33,7 +33,7 @@ from attnopt.mechanisms.softmax import Softmax
 def causality(case: Case) -> Findings:
     """No token reaches an earlier output: not in the forward pass, however large its key, nor through a gradient."""
     mechanism = case.build()
-    ways = {"": lambda x: mechanism(x)[0], " without a state": without_state(mechanism)}
+    ways = {"": with_state(mechanism), " without a state": without_state(mechanism)}
     for length in LENGTHS[1:]:
         cuts = list(range(0, length - 1, 3 if length < 64 else 7))
         for way, run in ways.items():

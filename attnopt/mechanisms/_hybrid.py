@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from attnopt.mechanisms._centre import Centre
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
 from attnopt.ops.band import band_attention, merge, recent
-from attnopt.ops.dense import SHORT, ages
+from attnopt.ops.dense import ages
 from attnopt.ops.linear import LIMIT, LinearState, linear_attention
 from attnopt.ops.pieces import Pieces
 
@@ -94,7 +94,7 @@ class Hybrid(Mechanism):
     def parallel(self, x: Inputs) -> Tensor:
         """All weights of a short sequence in one (B, H, T, T) softmax: less work than its features take."""
         tokens, heads, window, branches = x.q.shape[2], x.q.shape[1], self.options.window, self.options.branches
-        if tokens > SHORT or branches == "window":
+        if branches == "window":
             return self.extend(x)[0]
         q, k = self.centre.queries(x.q), self.centre.keys(x.k)
         logs = self.kernel(q, k).log()

@@ -66,6 +66,10 @@ class Inputs:
         return Inputs(part.q, part.k, part.v, part.hidden, None if self.keep is None else self.keep[:, start:stop])
 
 
+SHORT = 192
+"""Tokens up to which a (T, T) matrix of weights is less work on a CPU than the forms that stream."""
+
+
 class MechanismOptions(BaseModel):
     """Options of a mechanism: frozen, keyword-only, every default runnable, unknown keys refused."""
 
@@ -117,7 +121,9 @@ class Mechanism(nn.Module):
         ragged = isinstance(state, Rows) or (x.keep is not None and not bool(x.keep.all()))
         if ragged:
             return self._extend_rows(x, state)
-        return self.extend(x, state) if keeps_state or state is not None else (self.parallel(x), None)
+        if keeps_state or state is not None:
+            return self.extend(x, state)
+        return (self.parallel(x) if x.q.shape[2] <= SHORT else self.extend(x)[0]), None
 
     def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
         """Whole sequence, chunk and single step in one: any T >= 1, any state, no padding.
@@ -130,7 +136,8 @@ class Mechanism(nn.Module):
         raise NotImplementedError
 
     def parallel(self, x: Inputs) -> Tensor:
-        """The output (B, H, T, D) for a whole sequence whose state nobody wants; a form of its own where faster."""
+        """The output (B, H, T, D) for a whole sequence of up to `SHORT` tokens whose state nobody wants: a form of its
+        own, such as one (T, T) matrix of weights, where that is faster."""
         return self.extend(x)[0]
 
     def reference(self, x: Inputs) -> Tensor:

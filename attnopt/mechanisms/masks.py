@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
 from attnopt.ops.band import BLOCK, EMPTY, Part, Prefix, band_attention, merge
-from attnopt.ops.dense import SHORT, dense_attention, hidden
+from attnopt.ops.dense import dense_attention, only
 from attnopt.ops.kept import Kept, with_new
 from attnopt.ops.strided import strided_attention
 
@@ -117,10 +117,8 @@ class Masks(Mechanism):
         return out.to(x.q.dtype), kept.cut(kept.seen if self.far else max(0, self.window - 1))
 
     def parallel(self, x: Inputs) -> Tensor:
-        if x.q.shape[2] > SHORT:
-            return self.extend(x)[0]
         (mask,) = wide(self.mask(x.q.shape[2]))
-        bias = torch.where(mask > 0, mask, 1).log() + hidden(mask > 0, x.q)
+        bias = torch.where(mask > 0, mask, 1).log() + only(mask > 0, x.q)
         return dense_attention(x.q, x.k, x.v, bias, self.geometry.scaling)
 
     def _runs(self) -> list[tuple[int, int]]:

@@ -18,7 +18,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
-from attnopt.ops.dense import SHORT
 from attnopt.ops.linear import LIMIT, linear_attention
 
 
@@ -59,8 +58,6 @@ class Performer(Mechanism):
         return out.to(x.q.dtype), state
 
     def parallel(self, x: Inputs) -> Tensor:
-        if x.q.shape[2] > SHORT:
-            return self.extend(x)[0]
         q, k, (v,) = self.query_features(x.q), self.key_features(x.k), wide(x.v)
         weights = (q @ repeat_heads(k, q.shape[1]).mT).tril()
         return (weights @ repeat_heads(v, q.shape[1]) / weights.sum(-1, keepdim=True)).to(x.q.dtype)

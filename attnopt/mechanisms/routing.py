@@ -24,7 +24,7 @@ from torch import Tensor
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
 from attnopt.ops.band import Part, band_attention, merge, recent, zero_empty
 from attnopt.ops.clusters import k_means, nearest
-from attnopt.ops.dense import SHORT, ages, dense_attention, hidden
+from attnopt.ops.dense import ages, dense_attention, only
 from attnopt.ops.pieces import Pieces
 from attnopt.ops.ranges import range_attention
 
@@ -104,14 +104,13 @@ class Routing(Mechanism):
         return out, Routed(recent(k, last), recent(v, last), members)
 
     def parallel(self, x: Inputs) -> Tensor:
-        if x.q.shape[2] > SHORT or self.options.branches != "both":
+        if self.options.branches != "both":
             return self.extend(x)[0]
         age = ages(x.q.shape[2], x.q)
         cluster = repeat_heads(self.cluster(x.k), x.q.shape[1])
         member = (cluster[:, :, None] == self.pick(x.q)[..., None]) & (age >= self.options.window)
-        later = member.flip(-1).cumsum(-1).flip(-1)
-        seen = (member & (later <= self.options.members)) | ((age >= 0) & (age < self.options.window))
-        return dense_attention(x.q, x.k, x.v, hidden(seen, x.q), self.geometry.scaling)
+        seen = self._last(member) | ((age >= 0) & (age < self.options.window))
+        return dense_attention(x.q, x.k, x.v, only(seen, x.q), self.geometry.scaling)
 
     def _empty(self, x: Inputs) -> Routed:
         """The state before the first token."""
@@ -203,9 +202,12 @@ class Routing(Mechanism):
         reached = []
         for c in range(self.options.clusters):
             member = (cluster == c)[:, :, None] & (distance >= window)[window:]
-            later = member.flip(-1).cumsum(-1).flip(-1)
-            reached.append(p.masked_fill(~member | (later > self.options.members), 0).sum(-1))
+            reached.append(p.masked_fill(~self._last(member), 0).sum(-1))
         return torch.stack(reached, -1)
+
+    def _last(self, member: Tensor) -> Tensor:
+        """Of the members (..., T) only the last m."""
+        return member & (member.flip(-1).cumsum(-1).flip(-1) <= self.options.members)
 
     def reference(self, x: Inputs) -> Tensor:
         heads, tokens = x.q.shape[1:3]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State, repeat_heads
 from attnopt.ops.band import Prefix, band_attention
-from attnopt.ops.dense import SHORT, ages, dense_attention, hidden
+from attnopt.ops.dense import ages, dense_attention, only
 from attnopt.ops.kept import Kept, with_new
 
 
@@ -35,12 +35,10 @@ class Window(Mechanism):
         return out.to(x.q.dtype), kept.cut(window - 1)
 
     def parallel(self, x: Inputs) -> Tensor:
-        if x.q.shape[2] > SHORT:
-            return self.extend(x)[0]
         age = ages(x.q.shape[2], x.q)
         first = torch.arange(len(age), device=age.device) < self.options.sinks
         seen = (age >= 0) & ((age < self.options.window) | first)
-        return dense_attention(x.q, x.k, x.v, hidden(seen, x.q), self.geometry.scaling)
+        return dense_attention(x.q, x.k, x.v, only(seen, x.q), self.geometry.scaling)
 
     def reference(self, x: Inputs) -> Tensor:
         heads = x.q.shape[1]

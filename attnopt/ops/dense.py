@@ -9,9 +9,6 @@ from torch import Tensor
 
 from attnopt.mechanisms.base import repeat_heads, wide
 
-SHORT = 192
-"""Tokens up to which it pays on a CPU."""
-
 
 def ages(tokens: int, like: Tensor) -> Tensor:
     """(T, T): how many tokens before query t, in rows, key s stands; negative where it comes after."""
@@ -19,7 +16,7 @@ def ages(tokens: int, like: Tensor) -> Tensor:
     return position[:, None] - position
 
 
-def hidden(seen: Tensor, like: Tensor) -> Tensor:
+def only(seen: Tensor, like: Tensor) -> Tensor:
     """0 where `seen`, minus infinity elsewhere."""
     return torch.zeros(seen.shape, dtype=wide(like)[0].dtype, device=like.device).masked_fill(~seen, -torch.inf)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attnopt.mechanisms import Geometry, Inputs, load
-from attnopt.ops.dense import SHORT
+from attnopt.mechanisms.base import SHORT
 
 
 @pytest.mark.parametrize("kind", ["window", "masks", "routing", "performer", "based", "hedgehog"])
