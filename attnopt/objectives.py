@@ -9,7 +9,8 @@ An objective is a module whose `forward` gives the loss of some blocks, so that 
 says what trains; its `end` leaves a plain student.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -24,7 +25,7 @@ from attnopt.hf.attach import mechanisms_of
 from attnopt.hf.layers import attention_layers
 from attnopt.losses import LossSpec, distillation_loss
 from attnopt.material import Material
-from attnopt.mechanisms.base import Inputs, Mechanism, wide
+from attnopt.mechanisms.base import Inputs, Mechanism, repeat_heads, wide
 from attnopt.params import Variant
 from attnopt.student import Trainable
 from attnopt.teacher import head_of, hidden_states
@@ -103,35 +104,59 @@ class Transfer(Objective):
         layers: list[Any] = attention_layers(self.student)
         losses = []
         for layer, call in zip(layers, students.layer_calls(self.teacher, ids), strict=True):
-            seen: list[Inputs] = []
-            hook = layer.mechanism.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
-            ours = layer(*call.args, **call.kwargs)[0]
-            hook.remove()
+            with ExitStack() as watched:
+                weights = watched.enter_context(attention_weights(layer.mechanism)) if self.weights else []
+                ours = layer(*call.args, **call.kwargs)[0]
             if self.outputs:
                 losses.append(relative_error(ours, call.output))
             if self.weights:
-                losses.append(weights_kl(layer.mechanism, seen[0], call.inputs))
+                losses.append(weights_kl(weights[0], call.inputs, layer.mechanism.geometry.scaling))
         return torch.stack(losses).sum() / len(layers), None
 
 
-def attention_weights(mechanism: Mechanism, x: Inputs) -> Tensor:
-    """(B, H, T, T) what the mechanism gives every token: its output where the values are the unit vectors."""
-    batch, groups, tokens, _ = x.k.shape
-    units = torch.eye(tokens, dtype=x.k.dtype, device=x.k.device).expand(batch, groups, -1, -1)
-    return mechanism(replace(x, v=units), keeps_state=False)[0]
+@contextmanager
+def attention_weights(mechanism: Mechanism) -> Iterator[list[Tensor]]:
+    """The (B, H, T, T) weights of every call within, each computed once.
+
+    The mechanism is given the unit vectors for values, so that its output is what it gives every token; the call's own
+    output is the product of that and the values.
+    """
+    values: list[Tensor] = []
+    weights: list[Tensor] = []
+
+    def before(_: Any, args: tuple) -> tuple:
+        values.append(args[0].v)
+        q, k = wide(args[0].q, args[0].k)
+        batch, groups, tokens, _ = k.shape
+        units = torch.eye(tokens, dtype=k.dtype, device=k.device).expand(batch, groups, -1, -1)
+        return (replace(args[0], q=q, k=k, v=units), *args[1:])
+
+    def after(_: Any, args: tuple, output: tuple) -> tuple:
+        (v,) = wide(values[-1])
+        weights.append(output[0])
+        return (output[0] @ repeat_heads(v, output[0].shape[1])).to(values.pop().dtype), None
+
+    hooks = [mechanism.register_forward_pre_hook(before), mechanism.register_forward_hook(after)]
+    try:
+        yield weights
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def weights_kl(mechanism: Mechanism, ours: Inputs, theirs: Inputs | None) -> Tensor:
-    """KL(teacher's attention weights || student's), a mean over rows; one nat of it is one of cross-entropy."""
+def weights_kl(weights: Tensor, theirs: Inputs | None, scaling: float) -> Tensor:
+    """KL(teacher's attention weights || student's), a mean over rows; one nat of it is one of cross-entropy.
+
+    Args:
+        weights: the student's, (B, H, T, T). theirs: q and k as they enter the teacher's attention.
+    """
     assert theirs is not None
     q, k = wide(theirs.q, theirs.k)
     with torch.no_grad():
-        scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * mechanism.geometry.scaling
+        scores = q @ repeat_heads(k, q.shape[1]).mT * scaling
         future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
         log_p = scores.masked_fill(future, -torch.inf).log_softmax(-1).masked_fill(future, 0)
         p = log_p.exp().masked_fill(future, 0)
-    with torch.autocast(q.device.type, enabled=False):
-        (weights,) = wide(attention_weights(mechanism, ours))
     return (p * (log_p - weights.clamp(min=1e-9).log())).sum(-1).mean()
 
 

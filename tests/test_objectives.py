@@ -80,9 +80,13 @@ def test_attention_weights_are_those_that_give_the_output(prepared: Workspace) -
     mechanism = mechanisms_of(objective("transfer")[0].student)[0]
     g = mechanism.geometry
     q, k, v = (torch.randn(2, g.heads, 9, g.head_dim) for _ in range(3))
-    weights = objectives.attention_weights(mechanism, Inputs(q, k, v))
-    torch.testing.assert_close(weights @ v, mechanism(Inputs(q, k, v))[0], rtol=1e-4, atol=1e-5)
-    assert weights.triu(1).abs().max() == 0
+    expected = mechanism(Inputs(q, k, v), keeps_state=False)[0]
+    with objectives.attention_weights(mechanism) as weights:
+        out, _ = mechanism(Inputs(q, k, v), keeps_state=False)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights[0] @ v, expected, rtol=1e-4, atol=1e-5)
+    assert weights[0].triu(1).abs().max() == 0
+    assert torch.equal(mechanism(Inputs(q, k, v), keeps_state=False)[0], expected)
 
 
 def test_softmax_weights_have_no_divergence_from_themselves(prepared: Workspace) -> None:
