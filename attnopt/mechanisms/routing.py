@@ -1,10 +1,11 @@
-"""Routing by clusters, made causal: each query reads one cluster of the keys, and a local window.
+"""Routing by clusters, made causal: each query reads a few clusters of the keys, and a local window.
 
-Every key belongs to the cluster of the nearest centroid, every query picks a cluster, by frozen maps of its own head:
-    cluster(k_s) = argmin_c |k_s - mu_c|     pick(q_t) = argmax_c  w_c . q_t + b_c
-Query t attends, in one softmax, to the tokens t - window < s <= t and to the last m tokens s <= t - window whose key's
-cluster is pick(q_t). The two sets have no token in common. Ties go to the first cluster. Nothing depends on later
-tokens, unlike the published top-k over the sequence.
+Every key belongs to the cluster of the nearest centroid, every query picks p clusters, by frozen maps of its own head:
+    cluster(k_s) = argmin_c |k_s - mu_c|     picks(q_t) = the p clusters c of the largest  w_c . q_t + b_c
+Query t attends, in one softmax, to the tokens t - window < s <= t and, of each cluster it picks, to the last m tokens
+s <= t - window whose key is in it. The sets have no token in common. Ties go to the first clusters. Nothing depends on
+later tokens, unlike the published top-k over the sequence. Published is p = 1; at the same p m, which is the work, and
+the same clusters m, which is the state, more and smaller clusters leave the query more of a choice.
 
 `fit`: mu by k-means on the teacher's keys, per key/value head. w and b by ridge regression, per query head, of the
 attention that the teacher gives to the last m members of each cluster: nearest centroids in the queries' own space, or
@@ -60,14 +61,16 @@ class Routed(NamedTuple):
 class Routing(Mechanism):
     source = "https://arxiv.org/abs/2003.05997"
     growth = "window"
-    cost = "(window + m + clusters) D"
+    cost = "(window + p m + clusters) D"
 
     class Options(MechanismOptions):
         window: Annotated[int, Field(ge=1)] = 16
         """A token attends to itself and the window - 1 tokens before it,"""
         clusters: Annotated[int, Field(ge=1)] = 4
         members: Annotated[int, Field(ge=1)] = 16
-        """m: and to the last m members, before the window, of one cluster."""
+        """m: and to the last m members, before the window,"""
+        picks: Annotated[int, Field(ge=1)] = 1
+        """p: of so many clusters."""
         branches: Literal["both", "window", "far"] = "both"
         """Only the local window or only the cluster (far; zero where it is empty), to see what each does."""
 
@@ -78,6 +81,8 @@ class Routing(Mechanism):
     def __init__(self, geometry: Geometry, options: Options):
         super().__init__(geometry, options)
         clusters, dim = options.clusters, geometry.head_dim
+        if options.picks > clusters:
+            raise ValueError(f"picks: {options.picks} is more than there are clusters, {clusters}")
         self.register_buffer("centroids", torch.randn(geometry.kv_heads, clusters, dim))
         self.register_buffer("weight", torch.randn(geometry.heads, clusters, dim))
         self.register_buffer("bias", torch.zeros(geometry.heads, clusters))
@@ -97,8 +102,8 @@ class Routing(Mechanism):
         if self.options.branches != "far":
             parts.append(band_attention(x.q, k, v, self.options.window, self.geometry.scaling))
         if self.options.branches != "window":
-            part, members = self._far(x.q, k, v, members)
-            parts.append(part)
+            far, members = self._far(x.q, k, v, members)
+            parts += far
         out = zero_empty(*merge(*parts)).to(x.q.dtype)
         last = self.options.window - 1
         return out, Routed(recent(k, last), recent(v, last), members)
@@ -107,9 +112,10 @@ class Routing(Mechanism):
         if self.options.branches != "both":
             return self.extend(x)[0]
         age = ages(x.q.shape[2], x.q)
-        cluster = repeat_heads(self.cluster(x.k), x.q.shape[1])
-        member = (cluster[:, :, None] == self.pick(x.q)[..., None]) & (age >= self.options.window)
-        seen = self._last(member) | ((age >= 0) & (age < self.options.window))
+        cluster = repeat_heads(self.cluster(x.k), x.q.shape[1])[:, :, None]
+        seen = (age >= 0) & (age < self.options.window)
+        for picked in self.picks(x.q).unbind(-1):
+            seen = seen | self._last((cluster == picked[..., None]) & (age >= self.options.window))
         return dense_attention(x.q, x.k, x.v, only(seen, x.q), self.geometry.scaling)
 
     def _empty(self, x: Inputs) -> Routed:
@@ -120,9 +126,10 @@ class Routing(Mechanism):
         held = torch.zeros(batch, groups, clusters, dtype=torch.long, device=x.k.device)
         return Routed(tokens[0], tokens[1], Members(tokens[2], tokens[3], held))
 
-    def _far(self, q: Tensor, k: Tensor, v: Tensor, old: Members) -> tuple[Part, Members]:
-        """Attention to clusters, and the members after it; k and v are the local window and the queries' own tokens."""
-        (tokens, dim), groups, window = q.shape[2:], k.shape[1], self.options.window
+    def _far(self, q: Tensor, k: Tensor, v: Tensor, old: Members) -> tuple[list[Part], Members]:
+        """Attention to every picked cluster, and the members after it; k and v are of the window and the queries' own
+        tokens. Each pick is a head of its own."""
+        (heads, tokens, dim), groups, window = q.shape[1:], k.shape[1], self.options.window
         k_all, v_all = torch.cat([old.k, k], 2), torch.cat([old.v, v], 2)
         size, device = k_all.shape[2], k.device
         cluster = torch.cat([self._clusters_of(old), self.cluster(k)], 2)
@@ -130,8 +137,9 @@ class Routing(Mechanism):
         code = cluster.gather(2, order) * size + order
         k_all, v_all = (t.gather(2, order[..., None].expand_as(t)) for t in (k_all, v_all))
 
+        picks, q = self.picks(q).mT.flatten(1, 2), q.repeat_interleave(self.options.picks, 1)
         own = torch.arange(size - tokens, size, device=device).repeat(q.shape[1] // groups)
-        start, stop = self._ranges(code, self.pick(q).unflatten(1, (groups, -1)).flatten(2), own - window + 1)
+        start, stop = self._ranges(code, picks.unflatten(1, (groups, -1)).flatten(2), own - window + 1)
         rows = (q.reshape(-1, start.shape[2], dim), k_all.flatten(0, 1), v_all.flatten(0, 1))
         ends = (start.flatten(0, 1), stop.flatten(0, 1))
         out, lse = range_attention(*rows, *ends, self.options.members, self.geometry.scaling)
@@ -139,7 +147,11 @@ class Routing(Mechanism):
         names = torch.arange(self.options.clusters, device=device)
         before = torch.full_like(names, size - window + 1)
         members = self._members(k_all, v_all, *self._ranges(code, names.expand(*k.shape[:2], -1), before))
-        return (out.view(q.shape), lse.view(q.shape[:3])), members
+        outs, logs = (
+            out.view(-1, heads, self.options.picks, tokens, dim),
+            lse.view(-1, heads, self.options.picks, tokens),
+        )
+        return list(zip(outs.unbind(2), logs.unbind(2), strict=True)), members
 
     def _ranges(self, code: Tensor, cluster: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Where the last m members of a cluster among the first `before` tokens lie in the sorted list, (B, G, n).
@@ -172,10 +184,11 @@ class Routing(Mechanism):
         k, centroids = wide(k, self.centroids)
         return nearest(k, centroids.to(k))
 
-    def pick(self, q: Tensor) -> Tensor:
-        """(B, H, T): the cluster that each query (B, H, T, D) reads."""
+    def picks(self, q: Tensor) -> Tensor:
+        """(B, H, T, p): the clusters that each query (B, H, T, D) reads, the best first."""
         q, weight, bias = wide(q, self.weight, self.bias)
-        return (q @ weight.to(q).mT + bias.to(q)[:, None]).argmax(-1)
+        scores = q @ weight.to(q).mT + bias.to(q)[:, None]
+        return scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.options.picks]
 
     @torch.no_grad()
     def fit(self, x: Inputs) -> None:
@@ -212,22 +225,23 @@ class Routing(Mechanism):
     def reference(self, x: Inputs) -> Tensor:
         heads, tokens = x.q.shape[1:3]
         k, v, cluster = (repeat_heads(t, heads) for t in (x.k, x.v, self.cluster(x.k)))
-        pick, outs = self.pick(x.q), []
+        picks, outs = self.picks(x.q), []
         for t in range(tokens):
             seen = torch.zeros(*x.q.shape[:2], t + 1, dtype=torch.bool, device=x.q.device)
             for row, head in product(range(len(seen)), range(heads)):
-                seen[row, head, self._seen(t, cluster[row, head], pick[row, head, t])] = True
+                seen[row, head, self._seen(t, cluster[row, head], picks[row, head, t])] = True
             scores = torch.einsum("bhd,bhsd->bhs", x.q[:, :, t], k[:, :, : t + 1]) * self.geometry.scaling
             weights = scores.masked_fill(~seen, -torch.inf).softmax(-1) if seen.any() else scores * 0
             outs.append(torch.einsum("bhs,bhsd->bhd", weights.nan_to_num(), v[:, :, : t + 1]))
         return torch.stack(outs, dim=2)
 
-    def _seen(self, t: int, cluster: Tensor, pick: Tensor) -> list[int]:
-        """The tokens that query t, which reads cluster `pick`, attends."""
+    def _seen(self, t: int, cluster: Tensor, picks: Tensor) -> list[int]:
+        """The tokens that query t, which reads the clusters `picks`, attends."""
         old = max(0, t + 1 - self.options.window)
-        near = range(old, t + 1) if self.options.branches != "far" else ()
-        members = [s for s in range(old) if cluster[s] == pick] if self.options.branches != "window" else []
-        return [*members[-self.options.members :], *near]
+        seen = list(range(old, t + 1)) if self.options.branches != "far" else []
+        for pick in picks.tolist() if self.options.branches != "window" else ():
+            seen += [s for s in range(old) if cluster[s] == pick][-self.options.members :]
+        return seen
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         clusters = self.options.clusters if self.options.branches != "window" else 0
@@ -243,6 +257,7 @@ class Routing(Mechanism):
     def conformance_options(cls) -> dict[str, Options]:
         return {
             "default": cls.Options(),
-            "far": cls.Options(window=3, clusters=3, members=5, branches="far"),
+            "picks": cls.Options(window=3, clusters=4, members=3, picks=2),
+            "far": cls.Options(window=3, clusters=3, members=5, picks=2, branches="far"),
             "window": cls.Options(window=1, branches="window"),
         }

@@ -26,7 +26,7 @@ def two_topics(tokens: int) -> Inputs:
 def test_fitted_it_reads_the_cluster_that_softmax_reads():
     routing, x = build(window=2, clusters=2, members=3), two_topics(40)
     routing.fit(x)
-    assert torch.equal(routing.pick(x.q)[:, :1], routing.cluster(x.k))
+    assert torch.equal(routing.picks(x.q)[:, :1, :, 0], routing.cluster(x.k))
     v = x.v.clone().requires_grad_()
     out, _ = routing(Inputs(x.q, x.k, v))
     (grad,) = torch.autograd.grad(out[:, :, 30].sum(), v)
@@ -62,7 +62,7 @@ def test_queries_that_say_nothing_pick_the_heaviest_cluster():
     routing, x = build(window=2, clusters=2, members=8), inputs(30)
     k = torch.eye(8, dtype=torch.float64)[(torch.arange(30) > 2).long()].expand(2, 1, -1, -1)
     routing.fit(Inputs(x.q.detach() * 0, k, x.v))
-    assert torch.equal(routing.pick(x.q * 0), routing.cluster(k)[:, :, -1:].expand(-1, 2, 30))
+    assert torch.equal(routing.picks(x.q * 0)[..., 0], routing.cluster(k)[:, :, -1:].expand(-1, 2, 30))
     assert routing.cluster(k)[0, 0, -1] == 1
 
 
@@ -80,8 +80,24 @@ def test_fit_to_sequences_within_the_window():
     torch.testing.assert_close(routing(x)[0], routing.reference(x))
 
 
-def test_state_is_bounded_and_long_streams_agree():
-    routing, x, state = build(window=4, clusters=3, members=5), inputs(150), None
+def test_queries_read_the_last_members_of_every_cluster_they_pick():
+    routing, x = build(window=2, clusters=4, members=2, picks=3), inputs(40)
+    (grad,) = torch.autograd.grad(routing(x)[0][0, 1, 30].sum(), x.v)
+    cluster = routing.cluster(x.k)[0, 0].tolist()
+    picks = (x.q[0, 1, 30] @ routing.weight[1].mT).topk(3).indices.tolist()
+    expected = {29, 30}.union(*([s for s in range(29) if cluster[s] == pick][-2:] for pick in picks))
+    assert set(grad[0, 0].any(-1).nonzero()[:, 0].tolist()) == expected
+
+
+def test_with_all_clusters_picked_it_reads_their_last_members_whatever_the_query():
+    routing, x = build(window=2, clusters=3, members=4, picks=3), inputs(40)
+    (grad,) = torch.autograd.grad(routing(x)[0][0, :, 39].sum(), x.v)
+    assert len(grad[0, 0].any(-1).nonzero()) == 2 + 3 * 4
+
+
+@pytest.mark.parametrize("picks", [1, 2])
+def test_state_is_bounded_and_long_streams_agree(picks: int):
+    routing, x, state = build(window=4, clusters=3, members=5, picks=picks), inputs(150), None
     whole, _ = routing(x)
     outs, sizes = [], set()
     for t in range(150):
@@ -115,7 +131,14 @@ def test_branches_make_up_the_whole():
     assert seen["both"] == seen["far"] | seen["window"]
 
 
-@pytest.mark.parametrize("options", [{"window": 0}, {"clusters": 0}, {"members": 0}, {"branches": "near"}])
+@pytest.mark.parametrize(
+    "options", [{"window": 0}, {"clusters": 0}, {"members": 0}, {"picks": 0}, {"branches": "near"}]
+)
 def test_bad_options_are_refused(options: dict):
     with pytest.raises(ValueError, match=next(iter(options))):
         Routing.Options(**options)
+
+
+def test_more_picks_than_clusters_are_refused():
+    with pytest.raises(ValueError, match="picks: 3 is more than there are clusters, 2"):
+        build(clusters=2, picks=3)
