@@ -3,11 +3,12 @@ window (LoLCATs, Zhang et al. 2024, arXiv:2410.10254).
 
     phi(x) = softmax([W x', -W x'])     W per head, one for queries and one for keys; x' = x at the usual scaling
 
-W starts as the identity. The fit takes it times the factor, out of `SHARPNESS`, that brings the kernel closest to the
-softmax of the teacher's queries and keys.
+W starts as the identity, and has random rotations under it where it has more rows. The fit takes that times the factor,
+out of `SHARPNESS`, that brings the kernel closest to the softmax of the teacher's queries and keys.
 """
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from attnopt.mechanisms._hybrid import Hybrid
@@ -22,15 +23,23 @@ class Hedgehog(Hybrid):
     source = "https://arxiv.org/abs/2402.04347"
     cost = "w D + D^2"
 
-    def __init__(self, geometry: Geometry, options: Hybrid.Options):
+    class Options(Hybrid.Options):
+        feature_dim: int | None = Field(default=None, ge=1)
+        """Rows of W, half the number of features; null: head_dim."""
+
+    rows: Tensor
+    """W before the fit, (feature_dim, D)."""
+
+    def __init__(self, geometry: Geometry, options: Options):
         super().__init__(geometry, options)
-        identity = torch.eye(geometry.head_dim)
-        self.query_weight = nn.Parameter(identity.repeat(geometry.heads, 1, 1))
-        self.key_weight = nn.Parameter(identity.repeat(geometry.kv_heads, 1, 1))
+        rows = _rows(options.feature_dim or geometry.head_dim, geometry.head_dim)
+        self.register_buffer("rows", rows, persistent=False)
+        self.query_weight = nn.Parameter(self.rows.repeat(geometry.heads, 1, 1))
+        self.key_weight = nn.Parameter(self.rows.repeat(geometry.kv_heads, 1, 1))
         self.scale = geometry.scaling**0.5 * geometry.head_dim**0.25
 
     def size(self) -> int:
-        return 2 * self.geometry.head_dim
+        return 2 * len(self.rows)
 
     def query_map(self, q: Tensor) -> Tensor:
         return self._features(q, self.query_weight)
@@ -52,14 +61,24 @@ class Hedgehog(Hybrid):
             self._sharpen(q.new_tensor(SHARPNESS)[losses.argmin(0)])
 
     def _cross_entropy(self, q: Tensor, k: Tensor, factor: float) -> Tensor:
-        """(G,) of softmax and kernel over far tokens, with W = factor times the identity."""
+        """(G,) of softmax and kernel over far tokens, with W = factor times its start."""
         self._sharpen(q.new_full((k.shape[1],), factor))
         exact, kernel = (t.log_softmax(-1) for t in self.far_logs(q, k))
         per_head = -(exact.exp() * kernel.masked_fill(exact.isneginf(), 0)).sum(-1).mean((0, 2))
         return per_head.unflatten(0, (k.shape[1], -1)).mean(1)
 
     def _sharpen(self, factor: Tensor) -> None:
-        """W = factor (G,) times the identity."""
-        weight = factor[:, None, None] * torch.eye(self.geometry.head_dim).to(factor)
+        """W = factor (G,) times its start."""
+        weight = factor[:, None, None] * self.rows.to(factor)
         self.key_weight.copy_(weight)
         self.query_weight.copy_(repeat_heads(weight[None], self.geometry.heads)[0])
+
+    @classmethod
+    def conformance_options(cls) -> dict[str, Hybrid.Options]:
+        return super().conformance_options() | {"wide": cls.Options(feature_dim=12)}
+
+
+def _rows(count: int, dim: int) -> Tensor:
+    """(count, dim): the identity, and rotations after it."""
+    blocks = [torch.eye(dim), *[nn.init.orthogonal_(torch.empty(dim, dim)) for _ in range(-(-count // dim) - 1)]]
+    return torch.cat(blocks)[:count]

@@ -14,6 +14,16 @@ def test_features_at_the_start_are_softmax_of_x_and_minus_x():
     torch.testing.assert_close(hedgehog.key_map(x.q), expected)
 
 
+def test_rows_beyond_the_dimension_are_rotations():
+    hedgehog = build("hedgehog", feature_dim=2 * DIM + 3)
+    assert hedgehog.size() == 2 * (2 * DIM + 3)
+    first, second, third = hedgehog.key_weight[0].detach().split(DIM)
+    torch.testing.assert_close(first, torch.eye(DIM).double())
+    torch.testing.assert_close(second @ second.mT, torch.eye(DIM).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(third @ third.mT, torch.eye(3).double(), atol=1e-6, rtol=0)
+    assert not torch.allclose(second, first)
+
+
 def test_no_product_of_features_vanishes():
     hedgehog, x = build("hedgehog").float(), teacher().map(lambda t, _: 1000 * t.float())
     assert (hedgehog.kernel(x.q, x.k) > 0).all()
