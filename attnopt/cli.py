@@ -13,6 +13,10 @@ from attnopt.errors import RunError, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 VariantName = Annotated[str, typer.Argument(help="A name from `variants` in params.yaml.")]
+OneOrAll = Annotated[
+    str | None,
+    typer.Argument(help="A name from `variants` in params.yaml; else all whose record is not of the present student."),
+]
 
 
 @app.command()
@@ -40,19 +44,15 @@ def distill(variant: VariantName) -> None:
 
 
 @app.command()
-def evaluate(variant: VariantName) -> None:
-    """Measure one variant's students on held-out text (results/evaluate)."""
+def evaluate(variant: OneOrAll = None) -> None:
+    """Measure the variants' students on held-out text (results/evaluate)."""
     from stages import evaluate as stage
 
     stage.run(variant)
 
 
 @app.command()
-def sample(
-    variant: Annotated[
-        str | None, typer.Argument(help="A name from `variants` in params.yaml; all by default.")
-    ] = None,
-) -> None:
+def sample(variant: OneOrAll = None) -> None:
     """Let the variants' students write (results/sample)."""
     from stages import sample as stage
 

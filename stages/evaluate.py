@@ -1,44 +1,40 @@
-"""results/evaluate/NAME: one variant's students against the teacher on held-out text."""
+"""results/evaluate: the variants' students against the teacher on held-out text."""
 
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attnopt import corpus, evaluate, mechanisms, params, teacher, token_classes
+from attnopt import corpus, evaluate, params, teacher, token_classes
 from attnopt.device import resolve
-from attnopt.files import environment, write_json, written_aside
+from attnopt.files import read_json
 from attnopt.hf import delta
 from attnopt.material import Material
 from attnopt.probes import Probes
 from attnopt.progress import bar
-from stages import CORPUS, MODELS, RESULTS, checkpoints, material
+from stages import CORPUS, TEACHER, checkpoints, material
+from stages.students import jobs
 
 
-def run(name: str) -> None:
+def run(name: str | None = None) -> None:
+    """One variant, or all whose students have no record that holds."""
     settings = params.load()
-    variant = settings.variant(name)
+    inputs = (settings.evaluate, settings.teacher, corpus.manifest_of(CORPUS), read_json(TEACHER / "manifest.json"))
+    wanted = jobs("evaluate", settings, name, *inputs)
+    if not wanted:
+        return
     loaded, _ = material.load(settings)
     loaded.teacher.to(resolve(settings.evaluate.device))
     probes = Probes(loaded.teacher, loaded.blocks["valid"], loaded.blocks["train"], settings.evaluate)
-    for seed in variant.seeds:
-        folder = MODELS / name / str(seed)
-        student = _load(folder, loaded)
-        record = {
-            "variant": name,
-            "kind": variant.kind,
-            "seed": seed,
-            "control": mechanisms.load(variant.kind).control,
-            "splits": {split: _measure(settings, loaded, student, split, folder) for split in corpus.HELD_OUT},
-            **probes.record(student, seed),
-            "checkpoints": [
+    for job in wanted:
+        student = _load(job.student, loaded)
+        job.write(
+            splits={split: _measure(settings, loaded, student, split, job.student) for split in corpus.HELD_OUT},
+            **probes.record(student, job.seed),
+            checkpoints=[
                 {"step": step, "splits": {"test": _measure(settings, loaded, _load(path, loaded), "test", path)}}
-                for step, path in checkpoints(folder).items()
+                for step, path in checkpoints(job.student).items()
             ],
-            "environment": environment(),
-        }
-        with written_aside(RESULTS / "evaluate" / name / str(seed)) as aside:
-            aside.mkdir()
-            write_json(aside / "record.json", record)
+        )
 
 
 def _load(folder: Path, loaded: Material) -> Any:
