@@ -1,7 +1,7 @@
 """The trainer against the plain loop that anyone would write: tokens per second and peak memory.
 
     python benchmarks/distill.py                 # the bundled teacher's shape and GPT-2 small's
-    python benchmarks/distill.py --shapes gpt2 --rounds 5
+    python benchmarks/distill.py --shapes gpt2 --rounds 5 --accumulate 2    # the trainer's batch in two parts
 
 Plain: two Hugging Face models, all logits of both, F.kl_div, float32. Trainer: the teacher's final hidden states from
 the cache, the chunked loss, and autocast where the hardware gains by it (`--precision float32` takes that away). Both
@@ -54,7 +54,7 @@ STEPS = 64
 Step = Callable[[int], None]
 
 
-def make(shape: str, mechanism: str, precision: Any) -> tuple[Material, Variant]:
+def make(shape: str, mechanism: str, precision: Any, accumulate: int) -> tuple[Material, Variant]:
     """A random model of the shape as teacher, random text, and the teacher's hidden states in memory."""
     config, (batch, tokens) = SHAPES[shape]
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def make(shape: str, mechanism: str, precision: Any) -> tuple[Material, Variant]
         seed=SeedParams(),
         transfer=TransferParams(),
         align=AlignParams(),
-        distill=DistillParams(steps=STEPS, batch=batch, precision=precision),
+        distill=DistillParams(steps=STEPS, batch=batch, precision=precision, accumulate=accumulate),
         lora=LoraParams(),
     )
     return material, variant
@@ -131,13 +131,13 @@ def seconds(step: Step, i: int) -> float:
     return time.perf_counter() - start
 
 
-def speeds(shape: str, mechanism: str, precision: str, rounds: int) -> dict[str, list[float]]:
+def speeds(shape: str, args: Any) -> dict[str, list[float]]:
     """Tokens per second of each loop, round by round, after two rounds to warm up."""
-    material, variant = make(shape, mechanism, precision)
+    material, variant = make(shape, args.mechanism, args.precision, args.accumulate)
     steps = {name: make_step(material, variant) for name, make_step in LOOPS.items()}
     batch, tokens = SHAPES[shape][1]
     found: dict[str, list[float]] = {name: [] for name in LOOPS}
-    for i in range(rounds + 2):
+    for i in range(args.rounds + 2):
         for name, step in steps.items():
             took = seconds(step, i)
             if i >= 2:
@@ -145,9 +145,9 @@ def speeds(shape: str, mechanism: str, precision: str, rounds: int) -> dict[str,
     return found
 
 
-def peak(shape: str, mechanism: str, precision: str, name: str) -> float:
+def peak(shape: str, name: str, args: Any) -> float:
     """MiB that two steps of a loop take above what lay in memory before, in this process."""
-    material, variant = make(shape, mechanism, precision)
+    material, variant = make(shape, args.mechanism, args.precision, args.accumulate)
     step = LOOPS[name](material, variant)
     process, highest, done = psutil.Process(), 0, threading.Event()
     before = process.memory_info().rss
@@ -172,16 +172,18 @@ def main() -> None:
     parser.add_argument("--mechanism", default="hedgehog")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--accumulate", type=int, default=1, help="parts that the trainer takes a batch in")
     parser.add_argument("--peak-of", nargs=2, metavar=("SHAPE", "LOOP"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak_of:
-        print(json.dumps(peak(args.peak_of[0], args.mechanism, args.precision, args.peak_of[1])))
+        print(json.dumps(peak(*args.peak_of, args)))
         return
     env = environment()
-    print(f"{env['cpu']}, {env['cores']} cores, torch {env['torch']}; student: {args.mechanism}\n")
+    print(f"{env['cpu']}, {env['cores']} cores, torch {env['torch']}")
+    print(f"student: {args.mechanism}; the trainer's batch in {args.accumulate} parts\n")
     print("| shape | loop | tokens/s | faster | peak above the start, MiB | of plain |\n|---|---|---:|---:|---:|---:|")
     for shape in args.shapes:
-        found = speeds(shape, args.mechanism, args.precision, args.rounds)
+        found = speeds(shape, args)
         memory = {name: _fresh(args, shape, name) for name in LOOPS}
         for name, rates in found.items():
             faster = statistics.median(a / b for a, b in zip(rates, found["plain"], strict=True))
@@ -198,8 +200,9 @@ def main() -> None:
 
 
 def _fresh(args: Any, shape: str, name: str) -> float:
-    command = [sys.executable, Path(__file__), "--mechanism", args.mechanism, "--precision", args.precision]
-    out = subprocess.run([*command, "--peak-of", shape, name], capture_output=True, text=True, check=True)
+    command = [sys.executable, __file__, "--mechanism", args.mechanism, "--precision", args.precision]
+    command += ["--accumulate", str(args.accumulate), "--peak-of", shape, name]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(out.stdout)
 
 
