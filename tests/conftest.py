@@ -110,12 +110,16 @@ class Workspace:
             importlib.import_module(f"stages.{name.replace('-', '_')}").run(*arguments)
 
 
-@pytest.fixture
-def workspace(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """The small world copied into a folder of its own, which is the working directory."""
-    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "params.yaml").write_text(PARAMS)
-    monkeypatch.chdir(tmp_path)
+def small_world(tiny: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The small world copied into a folder of its own, which becomes the working directory."""
+    shutil.copytree(tiny, path, dirs_exist_ok=True)
+    (path / "params.yaml").write_text(PARAMS)
+    monkeypatch.chdir(path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.delenv("ATTNOPT_CHECKPOINTS", raising=False)
-    return Workspace(tmp_path)
+    return Workspace(path)
+
+
+@pytest.fixture
+def workspace(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    return small_world(tiny, tmp_path, monkeypatch)
