@@ -5,6 +5,6 @@ from typing import Any
 
 def load(path: Any, device: str = "cpu") -> Any:
     """A student's folder as a working Hugging Face model with `generate()`; its tokenizer is `model.tokenizer`."""
-    from attnopt.hf.delta import load as load_student
+    from attnopt.student.files import load_student as load_student
 
     return load_student(path, device)

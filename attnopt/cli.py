@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from attnopt.errors import RunError, UserError
+from attnopt.core.errors import RunError, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 VariantName = Annotated[str, typer.Argument(help="A name from `variants` in params.yaml.")]
@@ -77,7 +77,7 @@ def bench(
     if (variant is None) == (mechanism is None):
         raise UserError("bench takes either a variant's name or --mechanism")
     if mechanism is not None:
-        from attnopt.bench.run import bench_operation
+        from attnopt.bench.latency import bench_operation
 
         print(bench_operation(mechanism, length or [1024, 4096]))
     else:
@@ -115,20 +115,20 @@ def generate(
 ) -> None:
     """Let a student continue a prompt."""
     import attnopt
-    from attnopt.params import SampleParams
-    from attnopt.text import write
+    from attnopt.evaluation.params import SampleParams
+    from attnopt.evaluation.writing import write_texts
 
     model = attnopt.load(student)
     params = SampleParams(prompts=[prompt], new_tokens=new_tokens, temperature=temperature, top_k=top_k)
-    print(prompt + write(model, model.tokenizer, [prompt], params, seed)[0]["text"])
+    print(prompt + write_texts(model, model.tokenizer, [prompt], params, seed)[0]["text"])
 
 
 @app.command()
 def mechanisms() -> None:
     """List the mechanisms: source, growth of the state, cost per token, options with their defaults."""
-    from attnopt.mechanisms._listing import table
+    from attnopt.mechanisms.shared.catalogue import mechanisms_table
 
-    print(table())
+    print(mechanisms_table())
 
 
 @app.command()
@@ -145,26 +145,26 @@ def study(
     name: Annotated[str, typer.Argument(help="mini, gpt2, smollm2: a file of studies/.")],
 ) -> None:
     """Write a named study into params.yaml; `dvc repro` then runs it."""
-    from attnopt.study import apply
+    from attnopt.tools.study import apply_study
 
-    apply(name)
+    apply_study(name)
 
 
 @app.command()
 def checkpoints(prune: Annotated[bool, typer.Option(help="Remove those that no process holds.")] = False) -> None:
     """List, or remove, the checkpoints of interrupted runs."""
-    from attnopt import checkpoint
+    from attnopt.core import checkpoint
 
     if prune:
-        print(f"removed {checkpoint.prune()}")
-    for key, mib, hours in checkpoint.listing():
+        print(f"removed {checkpoint.prune_checkpoints()}")
+    for key, mib, hours in checkpoint.list_checkpoints():
         print(f"{key}  {mib:8.1f} MiB  {hours:6.1f} h ago")
 
 
 @app.command()
 def doctor() -> None:
     """Say what this machine has: versions, device, precision, and whether a hub can be asked."""
-    from attnopt.doctor import diagnose
+    from attnopt.tools.doctor import diagnose
 
     print(diagnose())
 
@@ -178,7 +178,7 @@ def pretrain(
     seed: int = 0,
 ) -> None:
     """Make the bundled teacher again (half an hour on two cores; goes on where it was stopped)."""
-    from attnopt.pretrain import pretrain as train
+    from attnopt.tools.pretrain import pretrain as train
 
     train(wikitext, out, steps, lr, seed)
 

@@ -31,14 +31,16 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from attnopt import cache, mechanisms
-from attnopt import student as students
-from attnopt.distill import Trainer
-from attnopt.files import environment
-from attnopt.material import Material
-from attnopt.params import AlignParams, DistillParams, LoraParams, SeedParams, Seeds, TransferParams, Variant
-from attnopt.schedule import make_optimizer
-from attnopt.teacher import fused, hidden_states
+from attnopt import mechanisms
+from attnopt.core.machine import environment
+from attnopt.student import build as students
+from attnopt.targets import store as cache
+from attnopt.targets.dataset import Dataset
+from attnopt.teacher.head import hidden_states
+from attnopt.teacher.model import fused
+from attnopt.training.params import AlignParams, DistillParams, LoraParams, SeedParams, Seeds, TransferParams, Variant
+from attnopt.training.schedule import make_optimizer
+from attnopt.training.trainer import Trainer
 
 SHAPES = {
     "bundled": (
@@ -54,7 +56,7 @@ STEPS = 64
 Step = Callable[[int], None]
 
 
-def make(shape: str, mechanism: str, precision: Any, accumulate: int) -> tuple[Material, Variant]:
+def make(shape: str, mechanism: str, precision: Any, accumulate: int) -> tuple[Dataset, Variant]:
     """A random model of the shape as teacher, random text, and the teacher's hidden states in memory."""
     config, (batch, tokens) = SHAPES[shape]
     torch.manual_seed(0)
@@ -69,9 +71,9 @@ def make(shape: str, mechanism: str, precision: Any, accumulate: int) -> tuple[M
     folder = Path(tempfile.mkdtemp(prefix="attnopt-"))
     atexit.register(shutil.rmtree, folder)
     with torch.no_grad():
-        cached = cache.Stored(folder, cache.write(folder, len(blocks), batch, encode))
-    material = Material(teacher, dict.fromkeys(("train", "valid"), blocks), dict.fromkeys(("train", "valid"), cached))
-    cls = mechanisms.load(mechanism)
+        cached = cache.Stored(folder, cache.write_store(folder, len(blocks), batch, encode))
+    material = Dataset(teacher, dict.fromkeys(("train", "valid"), blocks), dict.fromkeys(("train", "valid"), cached))
+    cls = mechanisms.load_mechanism(mechanism)
     variant = Variant(
         name=mechanism,
         kind=mechanism,
@@ -86,7 +88,7 @@ def make(shape: str, mechanism: str, precision: Any, accumulate: int) -> tuple[M
     return material, variant
 
 
-def trainer_step(material: Material, variant: Variant) -> Step:
+def trainer_step(material: Dataset, variant: Variant) -> Step:
     teacher = fused(copy.deepcopy(material.teacher))  # as `attnopt.teacher.load` does
     trainer = Trainer(replace(material, teacher=teacher), variant, Seeds(0, 0, 0))
     stage = trainer.start("distill")
@@ -99,8 +101,8 @@ def trainer_step(material: Material, variant: Variant) -> Step:
     return step
 
 
-def plain_step(material: Material, variant: Variant) -> Step:
-    student, teacher = students.build(material.teacher, variant, 0), material.teacher
+def plain_step(material: Dataset, variant: Variant) -> Step:
+    student, teacher = students.build_student(material.teacher, variant.swap, 0), material.teacher
     student.requires_grad_(False)
     trainable = students.choose_trainable(student, variant.distill.train)
     for parameter in trainable.parameters():

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from attnopt.files import environment, read_json, written_aside
+from attnopt.core.files import read_json, written_aside
+from attnopt.core.machine import environment
 
 MODES: dict[str, dict[str, Any]] = {
     "hidden": {"logits": "hidden"},

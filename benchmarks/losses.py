@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnopt.bench.clock import Limits, interleave, seconds
-from attnopt.bench.memory import high_water, resting, return_freed_memory
-from attnopt.files import environment, write_json
-from attnopt.losses import LossSpec, distillation_loss
-from attnopt.targets import HiddenTargets
-from attnopt.teacher import Head
+from attnopt.bench.rulers import high_water, resting, return_freed_memory
+from attnopt.core.files import write_json
+from attnopt.core.machine import environment
+from attnopt.targets.targets import HiddenTargets
+from attnopt.teacher.head import Head
+from attnopt.training.chunked_loss import LossSpec, distillation_loss
 
 DTYPES = ("float32", "bfloat16")
 HEADS = ("frozen", "trained")

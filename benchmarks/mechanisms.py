@@ -26,14 +26,15 @@ from tables import markdown
 from torch import Tensor, nn
 
 from attnopt import mechanisms
-from attnopt.bench import BenchParams, Phase
-from attnopt.bench.operation import OperationRunner
-from attnopt.bench.run import GPT2, latency
+from attnopt.bench.latency import GPT2, measure_latency
+from attnopt.bench.operation_runner import OperationRunner
+from attnopt.bench.params import BenchParams, Phase
+from attnopt.bench.peak_memory import memory
 from attnopt.bench.subjects import Operation, Runner, Setting, Subject, Work
-from attnopt.bench.weigh import memory
-from attnopt.files import environment, read_json, write_json
+from attnopt.core.files import read_json, write_json
+from attnopt.core.machine import environment
 from attnopt.mechanisms.base import Inputs, State
-from attnopt.ops.linear import linear_attention
+from attnopt.ops.linear.chunked import linear_attention
 
 BASE = "sdpa"
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192, 16384]
@@ -137,7 +138,7 @@ class _Bound:
 def entries() -> list[Entry]:
     """SDPA, every registered mechanism, the linear kernel alone, and the peers that are installed."""
     found = [Entry(Operation("softmax", GPT2, name=BASE))]
-    kinds = [kind for kind in mechanisms.names() if kind not in ("softmax", "none")]
+    kinds = [kind for kind in mechanisms.mechanism_names() if kind not in ("softmax", "none")]
     found += [Entry(Operation(kind, GPT2, OPTIONS.get(kind, {}), kind)) for kind in kinds]
     found.append(Entry(Own("linear kernel", LinearKernel)))
     if find_spec("native_sparse_attention_pytorch"):
@@ -180,7 +181,7 @@ def time_together(results: Results, chosen: Sequence[Entry], phase: Phase, lengt
     """One phase at one length, everything in turn."""
     missing = results.lacking(chosen, phase, length, "samples")
     if missing:
-        found = latency([e.subject for e in missing], length, params)
+        found = measure_latency([e.subject for e in missing], length, params)
         run = round(time.time())
         for (_, name), fields in found.items():
             results.add(name, phase, length, {"run": run} | _against(fields, found.get((phase, BASE))))
@@ -190,7 +191,7 @@ def decode_together(results: Results, chosen: Sequence[Entry], lengths: Sequence
     """Decoding steps after contexts of all lengths, everything in turn: lengths are compared too."""
     bound = [At(e.subject, n) for n in lengths for e in results.lacking(chosen, "decode", n, "samples")]
     if bound:
-        found = latency(bound, 0, params)
+        found = measure_latency(bound, 0, params)
         run = round(time.time())
         for at in bound:
             base = found.get(("decode", f"{BASE}@{at.length}"))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attnopt import mechanisms
 from attnopt.bench.clock import Limits, interleave, keep_freed_memory, quartiles, seconds
-from attnopt.files import environment
+from attnopt.core.machine import environment
 from attnopt.mechanisms import Geometry, Inputs, Mechanism
 
 GEOMETRY = Geometry(heads=4, kv_heads=4, head_dim=64, hidden=256, scaling=0.125)
@@ -49,7 +49,7 @@ def main() -> None:
     print(f"{environment()['cpu']}, {torch.get_num_threads()} threads, torch {torch.__version__}; {tokens} tokens\n")
     print("| | streaming, ms | parallel, ms | faster |\n|---|---:|---:|---:|")
     for name, (kind, options) in OPTIONS.items():
-        cls = mechanisms.load(kind)
+        cls = mechanisms.load_mechanism(kind)
         torch.manual_seed(0)
         mechanism = cls(GEOMETRY, cls.Options(**options))
         x = Inputs(*(torch.randn(8, 4, tokens, 64, requires_grad=True) for _ in range(3)))

@@ -16,16 +16,16 @@ import pandas as pd
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from attnopt import params
-from attnopt.distill import Trainer
-from stages import material
+from attnopt import settings as params
+from attnopt.targets.dataset import load_dataset
+from attnopt.training.trainer import Trainer
 
 OUT = Path("docs/sweep.csv")
 COLUMNS = ["variant", "settings", "tokens", "fit", "transfer", "align", "distill", "lora", "seconds"]
 """fit and the stages: validation KL after each, in nats per token."""
 
 
-def settings_of(variant: str, changes: list[str]) -> params.Params:
+def settings_of(variant: str, changes: list[str]) -> params.Settings:
     """params.yaml with changes to a variant's section. Raises UserError as `params.load` does."""
     yaml = YAML(typ="safe")
     content: Any = yaml.load(Path("params.yaml").read_text(encoding="utf-8"))
@@ -40,12 +40,12 @@ def settings_of(variant: str, changes: list[str]) -> params.Params:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         YAML(typ="safe").dump(content, file)
         file.flush()
-        return params.load(file.name)
+        return params.load_settings(file.name)
 
 
 def train(variant: str, changes: list[str], seed: int) -> dict[str, Any]:
     settings = settings_of(variant, changes)
-    loaded, _ = material.load(settings)
+    loaded, _ = load_dataset(settings.teacher)
     chosen = settings.variant(variant)
     trainer = Trainer(loaded, chosen, chosen.runs()[seed])
     trainer.run()

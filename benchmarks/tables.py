@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from attnopt.bench.fits import fit_exponent
+from attnopt.statistics import fit_exponent
 
 TITLES = {"prefill": "Forward", "train": "Forward and backward", "decode": "One decoding step"}
 PEERS = [("nsa", "nsa package"), ("performer", "performer-pytorch")]

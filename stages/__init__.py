@@ -1,16 +1,1 @@
 """The pipeline's stages: read inputs, call the library, write outputs. One file is one stage and one subcommand."""
-
-from pathlib import Path
-
-CORPUS = Path("data/corpus")
-TEACHER = Path("data/teacher")
-MACHINE = Path("data/machine.json")
-MODELS = Path("models")
-CHECKPOINTS = "checkpoints"
-"""Beside a student: those that `distill.keep` kept on the way, by step."""
-RESULTS = Path("results")
-
-
-def checkpoints(student: Path) -> dict[int, Path]:
-    """The students kept on the way to one, by step."""
-    return dict(sorted((int(folder.name), folder) for folder in (student / CHECKPOINTS).glob("*")))

@@ -4,37 +4,38 @@ import os
 from functools import partial
 from typing import Any
 
-from attnopt.bench.isolate import start_server
-from stages import MODELS, RESULTS, TEACHER
+from attnopt.bench.fresh_process import start_server
+from attnopt.core.paths import MODELS, RESULTS, TEACHER
 
 
 def run(name: str) -> None:
     load_before = os.getloadavg()[0]
     start_server()
 
-    from attnopt import mechanisms, params
-    from attnopt.bench.capacity import capacities
-    from attnopt.bench.record import record
-    from attnopt.bench.run import measure
-    from attnopt.files import write_json, written_aside
-    from attnopt.progress import bar
+    from attnopt import mechanisms
+    from attnopt import settings as params
+    from attnopt.bench.latency import run_bench
+    from attnopt.bench.tables import bench_record
+    from attnopt.core.files import write_json, written_aside
+    from attnopt.core.progress import progress_bar
+    from attnopt.report.data.capacity import capacities
 
-    settings = params.load()
+    settings = params.load_settings()
     variant = settings.variant(name)
     plans = _plans(settings, name)
-    found = measure(plans, settings.bench, progress=partial(bar, name=f"bench {name}", unit="length"))
-    control = mechanisms.load(variant.kind).control
+    found = run_bench(plans, settings.bench, progress=partial(progress_bar, name=f"bench {name}", unit="length"))
+    control = mechanisms.load_mechanism(variant.kind).control
     with written_aside(RESULTS / "bench" / name) as aside:
         aside.mkdir()
-        made = record(name, variant.kind, control, settings.bench, load_before, found)
+        made = bench_record(name, variant.kind, control, settings.bench, load_before, found)
         made["capacity"] = capacities(found, settings.bench.memory_gib)
         write_json(aside / "record.json", made)
 
 
 def _plans(settings: Any, name: str) -> list[Any]:
-    from attnopt.bench.run import Plan
+    from attnopt.bench.latency import Plan
     from attnopt.bench.subjects import Operation, Student, Teacher
-    from attnopt.files import read_json
+    from attnopt.core.files import read_json
     from attnopt.mechanisms import Geometry
 
     variant = settings.variant(name)

@@ -2,10 +2,10 @@
 
 import sys
 
-from attnopt.errors import UserError
-from attnopt.files import read_json, write_json
-from attnopt.hardware import fingerprint, phrase
-from stages import MACHINE
+from attnopt.core.errors import UserError
+from attnopt.core.files import read_json, write_json
+from attnopt.core.machine import machine_fingerprint, machine_line
+from attnopt.core.paths import MACHINE
 
 CHANGED = """attnopt: other hardware than the bench's records were measured on, so the bench measures again.
   was: {before}
@@ -14,7 +14,7 @@ To keep those records instead, stop this run, then: git restore dvc.lock && dvc 
 
 
 def run() -> None:
-    now = fingerprint()
+    now = machine_fingerprint()
     try:
         before = read_json(MACHINE)
     except UserError:
@@ -22,5 +22,5 @@ def run() -> None:
     if before == now:
         return
     if before is not None:
-        print(CHANGED.format(before=phrase(before), now=phrase(now)), file=sys.stderr)
+        print(CHANGED.format(before=machine_line(before), now=machine_line(now)), file=sys.stderr)
     write_json(MACHINE, now)

@@ -4,19 +4,20 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from attnopt import params
-from attnopt.files import written_aside
-from attnopt.report import ReportParams, page
-from attnopt.report import compare as comparison
-from stages import RESULTS
+from attnopt import settings as params
+from attnopt.core.files import written_aside
+from attnopt.core.paths import RESULTS
+from attnopt.report import page
+from attnopt.report.compare import page as comparison
+from attnopt.report.params import ReportParams
 
 REPORTS = Path("reports")
 
 
 def run() -> None:
-    settings = params.load()
+    settings = params.load_settings()
     controls = settings.controls or None
-    for warning in page.write(Path(), settings.variants, _seeds(settings), settings.report, REPORTS, controls):
+    for warning in page.write_report(Path(), settings.variants, _seeds(settings), settings.report, REPORTS, controls):
         print(f"note: {warning}")
     _histories(settings)
     print(f"the report lies at {REPORTS / 'index.html'}")
@@ -24,16 +25,16 @@ def run() -> None:
 
 def compare(runs: Sequence[str]) -> None:
     """Several runs on one page, with the `report` section of the project here, where there is one."""
-    shown = params.load().report if Path("params.yaml").is_file() else ReportParams()
-    print(f"the comparison lies at {comparison.write(runs, shown, REPORTS)}")
+    shown = params.load_settings().report if Path("params.yaml").is_file() else ReportParams()
+    print(f"the comparison lies at {comparison.write_comparison(runs, shown, REPORTS)}")
 
 
-def _seeds(settings: params.Params) -> list[int]:
+def _seeds(settings: params.Settings) -> list[int]:
     """Those of any variant."""
     return sorted({seed for name in settings.variants for seed in settings.variant(name).seeds})
 
 
-def _histories(settings: params.Params) -> None:
+def _histories(settings: params.Settings) -> None:
     """reports/training: every run's history under a name of its own, for `dvc plots`."""
     with written_aside(REPORTS / "training") as aside:
         aside.mkdir()

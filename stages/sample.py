@@ -3,31 +3,33 @@
 from pathlib import Path
 from typing import Any
 
-from attnopt import params, teacher, text
-from attnopt.device import resolve
-from attnopt.hf import delta
-from attnopt.progress import bar
-from stages import checkpoints
-from stages.students import jobs
+from attnopt import settings as params
+from attnopt.core.device import resolve_device
+from attnopt.core.paths import checkpoints
+from attnopt.core.progress import progress_bar
+from attnopt.evaluation import writing as text
+from attnopt.evaluation.jobs import jobs_to_do
+from attnopt.student import files as delta
+from attnopt.teacher import model as teacher
 
 
 def run(name: str | None = None) -> None:
     """One variant, or all whose students have no record that holds."""
-    settings = params.load()
+    settings = params.load_settings()
     sample = settings.sample
-    wanted = jobs("sample", settings, name, sample, settings.teacher)
+    wanted = jobs_to_do("sample", settings, name, sample, settings.teacher)
     if not wanted:
         return
-    model, tokenizer = teacher.load(settings.teacher)
-    model.to(resolve(sample.device))
-    originals = text.write(model, tokenizer, sample.prompts, sample, sample.seed)
+    model, tokenizer = teacher.load_teacher(settings.teacher)
+    model.to(resolve_device(sample.device))
+    originals = text.write_texts(model, tokenizer, sample.prompts, sample, sample.seed)
 
     def samples(folder: Path) -> list[dict[str, Any]]:
-        student = delta.load(folder, model.device)
-        written = text.write(student, tokenizer, sample.prompts, sample, sample.seed)
-        return [text.judge(*pair, model, student) for pair in zip(written, originals, strict=True)]
+        student = delta.load_student(folder, model.device)
+        written = text.write_texts(student, tokenizer, sample.prompts, sample, sample.seed)
+        return [text.judge_text(*pair, model, student) for pair in zip(written, originals, strict=True)]
 
-    for job in bar(wanted, name="sample", unit="student"):
+    for job in progress_bar(wanted, name="sample", unit="student"):
         job.write(
             settings=sample.model_dump(exclude={"prompts"}),
             samples=samples(job.student),

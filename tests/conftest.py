@@ -30,7 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from attnopt import pretrain
+    from attnopt.tools import pretrain
 
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "text").mkdir()

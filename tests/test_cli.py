@@ -115,15 +115,15 @@ def test_mechanisms_are_listed_with_source_growth_and_options() -> None:
     listed = attnopt("mechanisms").stdout
     from attnopt import mechanisms
 
-    for kind in mechanisms.names():
+    for kind in mechanisms.mechanism_names():
         assert f"\n{kind}" in "\n" + listed
-        assert mechanisms.load(kind).source in listed
+        assert mechanisms.load_mechanism(kind).source in listed
 
 
 def test_inside_a_copied_checkout_the_copy_runs(tmp_path: Path) -> None:
     """DVC's --temp and --queue copy the tree; the installed command must then run the copy's code."""
     shutil.copytree(ROOT / "attnopt", tmp_path / "attnopt", ignore=shutil.ignore_patterns("__pycache__", "assets"))
-    (tmp_path / "attnopt" / "doctor.py").write_text("def diagnose():\n    return 'the copy speaks'\n")
+    (tmp_path / "attnopt" / "tools" / "doctor.py").write_text("def diagnose():\n    return 'the copy speaks'\n")
     code = "from attnopt.cli import main; import sys; sys.argv = ['attnopt', 'doctor']; main()"
     env = os.environ | {"PYTHONPATH": str(ROOT), "DVC_STAGE": "doctor"}
     command = [sys.executable, "-P", "-c", code]

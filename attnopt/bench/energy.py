@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from attnopt.bench import BenchParams, Phase
-from attnopt.bench.isolate import Stopped, fresh
-from attnopt.bench.subjects import Setting, Subject, Work, settle
-from attnopt.errors import UserError
+from attnopt.bench.fresh_process import Stopped, in_fresh_process
+from attnopt.bench.params import BenchParams, Phase
+from attnopt.bench.subjects import Setting, Subject, Work, settle_process
+from attnopt.core.errors import UserError
 
 POWERCAP = Path("/sys/class/powercap")
 LEAST_SECONDS = 1.0
@@ -69,19 +69,21 @@ class Nvml:
 METERS: dict[str, Callable[[], Meter]] = {"rapl": Rapl, "nvml": Nvml}
 
 
-def energy(subject: Subject, phase: Phase, length: int, params: BenchParams) -> float | None:
+def measure_energy(subject: Subject, phase: Phase, length: int, params: BenchParams) -> float | None:
     """Joules of one run, or of one token where it decodes, in a fresh process; None where that ended early.
 
     Raises: UserError where the platform does not tell it.
     """
     try:
-        return next(fresh(_energy, subject, phase, length, params, patience=lambda _: 4 * params.max_seconds))
+        return next(
+            in_fresh_process(_energy, subject, phase, length, params, patience=lambda _: 4 * params.max_seconds)
+        )
     except Stopped:
         return None
 
 
 def _energy(subject: Subject, phase: Phase, length: int, params: BenchParams) -> Iterator[float]:
-    setting = settle(params)
+    setting = settle_process(params)
     meter = METERS[str(params.energy)]()
     yield joules(subject.load(setting).work(phase, length), meter, setting)
 

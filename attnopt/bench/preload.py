@@ -7,17 +7,17 @@ import importlib
 from attnopt import mechanisms
 
 for name in (
-    "attnopt.bench.run",
-    "attnopt.bench.model",
-    "attnopt.bench.operation",
-    "attnopt.hf.delta",
+    "attnopt.bench.latency",
+    "attnopt.bench.model_runner",
+    "attnopt.bench.operation_runner",
+    "attnopt.student.files",
     "transformers.convert_slow_tokenizer",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.encoder_decoder",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.tokenization_utils_tokenizers",
-    *(f"attnopt.mechanisms.{kind}" for kind in mechanisms.names()),
+    *(f"attnopt.mechanisms.{kind}" for kind in mechanisms.mechanism_names()),
 ):
     with contextlib.suppress(Exception):  # what is really needed fails again, in the process that needs it
         importlib.import_module(name)

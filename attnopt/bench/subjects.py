@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 import torch
 
-from attnopt import mechanisms, teacher
-from attnopt.bench import BenchParams, Phase
-from attnopt.device import resolve
+from attnopt import mechanisms
+from attnopt.bench.params import BenchParams, Phase
+from attnopt.core.device import resolve_device
 from attnopt.mechanisms.base import Geometry, measured_bytes
-from attnopt.params import TeacherParams
+from attnopt.teacher import model as teacher
+from attnopt.teacher.params import TeacherParams
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Setting:
         return self.device.type == "cuda"
 
 
-def settle(params: BenchParams) -> Setting:
+def settle_process(params: BenchParams) -> Setting:
     """Pin this process' threads and choose its device. Raises UserError where a GPU was asked for and there is none."""
     from transformers.utils import logging
 
@@ -36,7 +37,7 @@ def settle(params: BenchParams) -> Setting:
     logging.set_verbosity_error()
     torch.set_num_threads(params.cpu_threads())
     torch.manual_seed(0)
-    device = resolve(params.device)
+    device = resolve_device(params.device)
     return Setting(params.batch, params.decode_tokens, dtype_of(params, device), device)
 
 
@@ -110,9 +111,9 @@ class Teacher:
     name: str = "softmax"
 
     def load(self, setting: Setting) -> Runner:
-        from attnopt.bench.model import ModelRunner
+        from attnopt.bench.model_runner import ModelRunner
 
-        return ModelRunner(teacher.load(self.params)[0], setting)
+        return ModelRunner(teacher.load_teacher(self.params)[0], setting)
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,10 @@ class Student:
     name: str = "variant"
 
     def load(self, setting: Setting) -> Runner:
-        from attnopt.bench.model import ModelRunner
-        from attnopt.hf import delta
+        from attnopt.bench.model_runner import ModelRunner
+        from attnopt.student import files as delta
 
-        return ModelRunner(delta.load(self.path), setting)
+        return ModelRunner(delta.load_student(self.path), setting)
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,8 @@ class Operation:
     name: str = "variant"
 
     def load(self, setting: Setting) -> Runner:
-        from attnopt.bench.operation import OperationRunner
+        from attnopt.bench.operation_runner import OperationRunner
 
-        cls = mechanisms.load(self.kind)
+        cls = mechanisms.load_mechanism(self.kind)
         torch.manual_seed(0)
         return OperationRunner(cls(self.geometry, cls.Options.model_validate(self.options)), self.geometry, setting)

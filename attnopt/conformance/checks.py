@@ -26,8 +26,9 @@ from attnopt.conformance.case import (
 from attnopt.conformance.causal import future_effects, with_state, without_state
 from attnopt.conformance.memory import peak_bytes
 from attnopt.mechanisms import Inputs, Mechanism
-from attnopt.mechanisms.base import measured_bytes, repeat_heads, select_rows
+from attnopt.mechanisms.base import measured_bytes, select_rows
 from attnopt.mechanisms.softmax import Softmax
+from attnopt.ops.tensors import repeat_heads
 
 
 def causality(case: Case) -> Findings:

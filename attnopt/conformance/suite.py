@@ -10,7 +10,7 @@ from typing import Any
 from attnopt import mechanisms
 from attnopt.conformance import checks
 from attnopt.conformance.case import GEOMETRIES, LENGTHS, Case, Finding, Findings, NotApplicable
-from attnopt.errors import UserError
+from attnopt.core.errors import UserError
 from attnopt.mechanisms import Mechanism
 
 CHECKS: dict[str, Callable[[Case], Findings]] = {
@@ -96,7 +96,7 @@ def resolve(target: str) -> type[Mechanism]:
     if ":" in target:
         return _imported(target)
     try:
-        return mechanisms.load(target)
+        return mechanisms.load_mechanism(target)
     except ValueError as error:
         raise UserError(str(error)) from None
 

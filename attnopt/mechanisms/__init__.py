@@ -9,17 +9,17 @@ from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOption
 __all__ = ["Geometry", "Inputs", "Mechanism", "MechanismOptions", "load", "names"]
 
 
-def names() -> list[str]:
+def mechanism_names() -> list[str]:
     """The kinds that exist, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.name.startswith("_"))
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.ispkg)
 
 
-def load(kind: str) -> type[Mechanism]:
+def load_mechanism(kind: str) -> type[Mechanism]:
     """The mechanism class of a kind. Raises ValueError that lists the known kinds where there is none."""
-    if kind not in names():
-        near = difflib.get_close_matches(kind, names(), 1)
+    if kind not in mechanism_names():
+        near = difflib.get_close_matches(kind, mechanism_names(), 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"unknown mechanism '{kind}'{hint}; known: {', '.join(names())}")
+        raise ValueError(f"unknown mechanism '{kind}'{hint}; known: {', '.join(mechanism_names())}")
     module = importlib.import_module(f"{__name__}.{kind}")
     classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Mechanism)]
     own = [c for c in classes if c.__module__ == module.__name__]

@@ -11,8 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from attnopt.mechanisms._hybrid import Hybrid
-from attnopt.mechanisms.base import Geometry, repeat_heads, wide
+from attnopt.mechanisms.base import Geometry
+from attnopt.mechanisms.shared.hybrid import Hybrid
+from attnopt.ops.tensors import repeat_heads, wide
 
 LONGEST = 16.0
 """Projections longer than this are shortened to it: (P q . Q k)^2 must leave the 1 standing in float32 sums."""

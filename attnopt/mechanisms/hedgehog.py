@@ -11,8 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from attnopt.mechanisms._hybrid import Hybrid
-from attnopt.mechanisms.base import Geometry, repeat_heads, wide
+from attnopt.mechanisms.base import Geometry
+from attnopt.mechanisms.shared.hybrid import Hybrid
+from attnopt.ops.tensors import repeat_heads, wide
 
 SHARPNESS = (1.0, 2**0.5, 2.0, 2 * 2**0.5)
 FLOOR = -20.0

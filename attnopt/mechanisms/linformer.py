@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
-from attnopt.ops.band import EMPTY, SPAN, Part, attend, attend_heads, in_spans, merge, zero_empty
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
+from attnopt.ops.softmax.band import EMPTY, SPAN, Part, attend, attend_heads, in_spans, merge, zero_empty
+from attnopt.ops.tensors import repeat_heads, wide
 
 
 class Segments(NamedTuple):

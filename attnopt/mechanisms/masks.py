@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
-from attnopt.ops.band import BLOCK, EMPTY, Part, Prefix, band_attention, merge
-from attnopt.ops.dense import dense_attention, only
-from attnopt.ops.kept import Kept, with_new
-from attnopt.ops.strided import strided_attention
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
+from attnopt.ops.softmax.band import BLOCK, EMPTY, Part, Prefix, band_attention, merge
+from attnopt.ops.softmax.dense import dense_attention, only
+from attnopt.ops.softmax.strided import strided_attention
+from attnopt.ops.tensors import repeat_heads, wide
+from attnopt.ops.window_state import Kept, with_new
 
 FORMS = "last:i, window:w, first:f, stride:n, full"
 

@@ -22,9 +22,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from attnopt.mechanisms._nsa_native import NativeNSA
-from attnopt.mechanisms._nsa_package import PackageNSA
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
+from attnopt.mechanisms.shared.nsa_native import NativeNSA
+from attnopt.mechanisms.shared.nsa_package import PackageNSA
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]

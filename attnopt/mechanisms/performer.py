@@ -17,8 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
-from attnopt.ops.linear import LIMIT, linear_attention
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
+from attnopt.ops.linear.chunked import LIMIT, linear_attention
+from attnopt.ops.tensors import repeat_heads, wide
 
 
 class Performer(Mechanism):

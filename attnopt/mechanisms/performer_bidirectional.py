@@ -10,9 +10,10 @@ like and is no contender: it fails the causality check and cannot stream by cons
 import torch
 from torch import Tensor
 
-from attnopt.mechanisms.base import Inputs, State, wide
+from attnopt.mechanisms.base import Inputs, State
 from attnopt.mechanisms.performer import Performer
-from attnopt.ops.linear import absorb, empty_state, recall
+from attnopt.ops.linear.chunked import absorb, empty_state, recall
+from attnopt.ops.tensors import wide
 
 
 class PerformerBidirectional(Performer):

@@ -22,12 +22,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State, repeat_heads, wide
-from attnopt.ops.band import Part, band_attention, merge, recent, zero_empty
-from attnopt.ops.clusters import k_means, nearest
-from attnopt.ops.dense import ages, dense_attention, only
-from attnopt.ops.pieces import Pieces
-from attnopt.ops.ranges import range_attention
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
+from attnopt.ops.kmeans import k_means, nearest
+from attnopt.ops.output_pieces import Pieces
+from attnopt.ops.softmax.band import Part, band_attention, merge, recent, zero_empty
+from attnopt.ops.softmax.dense import ages, dense_attention, only
+from attnopt.ops.softmax.ranges import range_attention
+from attnopt.ops.tensors import repeat_heads, wide
 
 SPAN = 2048
 """Longer sequences are taken in spans of this many tokens, so that what they need in between stays small."""

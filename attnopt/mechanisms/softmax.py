@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State, repeat_heads
+from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State
+from attnopt.ops.tensors import repeat_heads
 
 
 class Softmax(Mechanism):

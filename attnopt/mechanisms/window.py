@@ -9,10 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State, repeat_heads
-from attnopt.ops.band import Prefix, band_attention
-from attnopt.ops.dense import ages, dense_attention, only
-from attnopt.ops.kept import Kept, with_new
+from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State
+from attnopt.ops.softmax.band import Prefix, band_attention
+from attnopt.ops.softmax.dense import ages, dense_attention, only
+from attnopt.ops.tensors import repeat_heads
+from attnopt.ops.window_state import Kept, with_new
 
 
 class Window(Mechanism):

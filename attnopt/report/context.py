@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnopt.report import ReportParams, extrapolation, summary, words
-from attnopt.report.figures import SHAPES, Figure, Series, Style, numbered
-from attnopt.report.records import Records
-from attnopt.report.tables import Table
+from attnopt.report.data import extrapolation, summary
+from attnopt.report.data.read import Records
+from attnopt.report.params import ReportParams
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import SHAPES, Figure, Series, Style, numbered
+from attnopt.report.parts.tables import Table
 
 CONTROL_LOOKS = {"softmax": Style("ink", "plus"), "none": Style("grey", "minus", "2 3")}
 LEVELS = {"model": "whole model", "operation": "attention alone"}

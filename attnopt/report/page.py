@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnopt.files import write_json, written_aside
-from attnopt.report import ReportParams, evidence, png, questions, records, render, summary, words
+from attnopt.core.files import write_json, written_aside
+from attnopt.report import overview as evidence
+from attnopt.report import questions
 from attnopt.report.context import Answer, Context
-from attnopt.report.figures import Figure, plain
-from attnopt.report.records import SCORES, TEXTS
-from attnopt.report.tables import Table, csv
+from attnopt.report.data import read as records
+from attnopt.report.data import summary
+from attnopt.report.data.read import SCORES, TEXTS
+from attnopt.report.params import ReportParams
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import Figure, plain
+from attnopt.report.parts.tables import Table, csv
+from attnopt.report.render import fill as render
+from attnopt.report.render import png
 
 METRICS = {
     "kl": "kl",
@@ -49,7 +56,7 @@ class Report:
             results=evidence.results(context),
             study=evidence.study(context),
             evidence=evidence.everything(context),
-            warnings=records.warnings(context.records),
+            warnings=records.record_warnings(context.records),
         )
 
     @property
@@ -62,7 +69,7 @@ class Report:
         return [self.results, *asked, self.study, *self.evidence]
 
 
-def write(
+def write_report(
     root: Path,
     variants: Mapping[str, str],
     seeds: Sequence[int],
@@ -75,11 +82,11 @@ def write(
 
     Returns: the warnings that the page carries. Raises: UserError where there is no record, or a damaged one.
     """
-    records.prune(root, variants)
-    report = Report.of(Context.of(records.read(root, variants, seeds, controls), params))
+    records.prune_results(root, variants)
+    report = Report.of(Context.of(records.read_records(root, variants, seeds, controls), params))
     with written_aside(out / "figures") as folder:
         folder.mkdir()
-        drawn = {figure.name: [path.name for path in png.draw(figure, folder)] for figure in report.figures}
+        drawn = {figure.name: [path.name for path in png.draw_png(figure, folder)] for figure in report.figures}
     with written_aside(out / "data") as folder:
         folder.mkdir()
         for name, text in downloads(report).items():
@@ -114,7 +121,7 @@ def metrics(context: Context) -> dict[str, dict[str, float]]:
 def html(report: Report) -> str:
     """The self-contained page."""
     samples = _samples(report.context)
-    return render.html(
+    return render.fill_html(
         "index.html.j2",
         report.figures,
         downloads(report),
@@ -133,7 +140,7 @@ def markdown(report: Report, drawn: Mapping[str, list[str]]) -> str:
     Args:
         drawn: the files that each figure was drawn to.
     """
-    return render.markdown(
+    return render.fill_markdown(
         "report.md.j2",
         report=report,
         title=report.context.params.title,

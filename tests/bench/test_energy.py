@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from attnopt.bench import BenchParams, energy
-from attnopt.bench.run import Plan, measure
+from attnopt.bench import energy
+from attnopt.bench.latency import Plan, run_bench
+from attnopt.bench.params import BenchParams
 from attnopt.bench.subjects import Work
-from attnopt.errors import UserError
+from attnopt.core.errors import UserError
 
 from .toys import Toy
 
@@ -80,4 +81,4 @@ def test_a_platform_that_does_not_tell_is_named_by_the_bench(tmp_path):
         pytest.skip("this machine has RAPL counters")
     params = BenchParams(phases=["prefill"], energy="rapl", device="cpu", threads=1, min_iterations=2, min_seconds=0)
     with pytest.raises(UserError, match="no energy counter"):
-        measure([Plan("operation", [Toy("variant")], [1])], params)
+        run_bench([Plan("operation", [Toy("variant")], [1])], params)

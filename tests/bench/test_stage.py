@@ -9,11 +9,12 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from attnopt import mechanisms, teacher
-from attnopt.files import read_json, write_json
-from attnopt.hf import delta
-from attnopt.params import TeacherParams
-from attnopt.student import build
+from attnopt import mechanisms
+from attnopt.core.files import read_json, write_json
+from attnopt.student import files as delta
+from attnopt.student.build import build_student
+from attnopt.teacher import model as teacher
+from attnopt.teacher.params import TeacherParams
 from stages import bench
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -36,16 +37,16 @@ def project(tmp_path, monkeypatch) -> Path:
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="a").save_pretrained("teacher")
     Path("params.yaml").write_text(PARAMS)
-    from attnopt import params
+    from attnopt import settings as params
 
-    settings = params.load()
-    model, _ = teacher.load(settings.teacher)
+    settings = params.load_settings()
+    model, _ = teacher.load_teacher(settings.teacher)
     variant = settings.variant("narrow")
-    student = build(model, variant, seed=3)
+    student = build_student(model, variant.swap, seed=3)
     about = {"kind": "window", "options": variant.options.model_dump(), "layers": None}
     about["teacher"] = TeacherParams(source="path", path="teacher").model_dump()
-    delta.save(Path("models/narrow/3"), student, model, about)
-    write_json("data/teacher/manifest.json", {"config": teacher.describe(model)})
+    delta.save_student(Path("models/narrow/3"), student, model, about)
+    write_json("data/teacher/manifest.json", {"config": teacher.describe_teacher(model)})
     return tmp_path
 
 
@@ -67,7 +68,7 @@ def test_the_stage_writes_a_record_of_both_levels(project):
     assert all(c["sequences"] > 1000 for c in made["capacity"])
     assert {m["outcome"] for m in rows.values()} == {"ok"}
     assert all(len(m["samples"]) == 2 for m in rows.values())
-    cls = mechanisms.load("window")
+    cls = mechanisms.load_mechanism("window")
     window = cls(
         mechanisms.Geometry(heads=2, kv_heads=2, head_dim=16, hidden=32, scaling=0.25), cls.Options(window=4, sinks=1)
     )

@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from attnopt.bench import BenchParams
-from attnopt.bench.model import ModelRunner, extend_positions, position_table
-from attnopt.bench.operation import OperationRunner
-from attnopt.bench.run import sampler
+from attnopt.bench.latency import sampler
+from attnopt.bench.model_runner import ModelRunner, extend_positions, position_table
+from attnopt.bench.operation_runner import OperationRunner
+from attnopt.bench.params import BenchParams
 from attnopt.bench.subjects import Operation, Setting, Work, dtype_of
-from attnopt.hf.attach import attach
-from attnopt.mechanisms import load
+from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Geometry
+from attnopt.student.attach import attach
 
 SETTING = Setting(batch=2, decode_tokens=3, dtype=torch.float32, device=torch.device("cpu"))
 GEOMETRY = Geometry(heads=4, kv_heads=2, head_dim=8, hidden=32, scaling=8**-0.5)
@@ -31,7 +31,7 @@ def llama() -> LlamaForCausalLM:
 
 
 def swapped() -> GPT2LMHeadModel:
-    softmax = load("softmax")
+    softmax = load_mechanism("softmax")
     return attach(gpt2(), softmax, softmax.Options())
 
 

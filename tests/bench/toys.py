@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from attnopt.bench import Phase
-from attnopt.bench.model import ModelRunner
-from attnopt.bench.operation import OperationRunner
+from attnopt.bench.model_runner import ModelRunner
+from attnopt.bench.operation_runner import OperationRunner
+from attnopt.bench.params import Phase
 from attnopt.bench.subjects import Runner, Setting, Work
-from attnopt.hf.attach import attach
-from attnopt.mechanisms import load
+from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, State
+from attnopt.student.attach import attach
 
 MIB = 2**20
 
@@ -95,7 +95,7 @@ class TinyGPT2:
         model = GPT2LMHeadModel(config)
         model.set_attn_implementation("sdpa")
         if self.kind:
-            cls = load(self.kind)
+            cls = load_mechanism(self.kind)
             attach(model, cls, cls.Options())
         return ModelRunner(model, setting)
 
@@ -121,6 +121,6 @@ class Planted:
     seconds: float
 
     def load(self, setting: Setting) -> Runner:
-        softmax = load("softmax")
+        softmax = load_mechanism("softmax")
         geometry = Geometry(heads=2, kv_heads=1, head_dim=16, hidden=32, scaling=0.25)
         return OperationRunner(_SlowSoftmax(softmax(geometry, softmax.Options()), self.seconds), geometry, setting)

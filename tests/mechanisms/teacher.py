@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnopt.mechanisms import Geometry, Inputs, Mechanism, load
+from attnopt.mechanisms import Geometry, Inputs, Mechanism, load_mechanism
 
 LENGTH, DIM = 48, 16
 
@@ -14,7 +14,7 @@ def geometry(kv_heads: int = 4) -> Geometry:
 
 def build(kind: str, kv_heads: int = 4, seed: int = 0, **options) -> Mechanism:
     torch.manual_seed(seed)
-    cls = load(kind)
+    cls = load_mechanism(kind)
     return cls(geometry(kv_heads), cls.Options(**options)).double()
 
 
@@ -36,5 +36,5 @@ def _correlated(batch: int, heads: int, g: torch.Generator, fixed: torch.Generat
 @torch.no_grad()
 def distance(mechanism: Mechanism, x: Inputs) -> float:
     """|out - softmax's out| / |softmax's out|."""
-    expected = load("softmax")(mechanism.geometry, None).reference(x)
+    expected = load_mechanism("softmax")(mechanism.geometry, None).reference(x)
     return ((mechanism(x)[0] - expected).norm() / expected.norm()).item()

@@ -6,8 +6,10 @@ from teacher import LENGTH, build, distance, teacher
 
 from attnopt.conformance.case import randomise
 from attnopt.conformance.memory import peak_bytes
-from attnopt.mechanisms import Inputs, _hybrid, load
-from attnopt.mechanisms.base import measured_bytes, repeat_heads
+from attnopt.mechanisms import Inputs, load_mechanism
+from attnopt.mechanisms.base import measured_bytes
+from attnopt.mechanisms.shared import hybrid as _hybrid
+from attnopt.ops.tensors import repeat_heads
 
 KINDS = ["based", "hedgehog"]
 
@@ -129,4 +131,4 @@ def test_window_branch_without_a_window_is_refused(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_branch_is_refused(kind):
     with pytest.raises(ValueError, match="branches"):
-        load(kind).Options(branches="near")
+        load_mechanism(kind).Options(branches="near")

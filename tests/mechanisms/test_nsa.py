@@ -7,11 +7,12 @@ import teacher
 import torch
 
 from attnopt.conformance.memory import peak_bytes
-from attnopt.mechanisms import Geometry, Inputs, _nsa_native, load
+from attnopt.mechanisms import Geometry, Inputs, load_mechanism
 from attnopt.mechanisms.base import measured_bytes
+from attnopt.mechanisms.shared import nsa_native as _nsa_native
 from attnopt.mechanisms.softmax import Softmax
 
-NSA = load("nsa")
+NSA = load_mechanism("nsa")
 
 
 def geometry(kv_heads=2, head_dim=8):

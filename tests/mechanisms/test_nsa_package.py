@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attnopt.mechanisms import Geometry, Inputs, load
+from attnopt.mechanisms import Geometry, Inputs, load_mechanism
 from attnopt.mechanisms.base import measured_bytes
 from attnopt.mechanisms.softmax import Softmax
 
@@ -16,7 +16,7 @@ def geometry(kv_heads=2):
 
 
 def build(kv_heads=2, noise=0.5, dtype=torch.float64, **options):
-    nsa = load("nsa")
+    nsa = load_mechanism("nsa")
     mechanism = nsa(geometry(kv_heads), nsa.Options(backend="package", block=BLOCK, selected=2, window=5, **options))
     mechanism.to(dtype)
     generator = torch.Generator().manual_seed(3)
@@ -93,7 +93,7 @@ def test_parameters_may_be_of_less_precision_than_its_sums():
 
 
 def test_what_it_cannot_do_is_refused():
-    nsa, x = load("nsa"), inputs(5)
+    nsa, x = load_mechanism("nsa"), inputs(5)
     with pytest.raises(ValueError, match="hidden states"):
         build()(Inputs(x.q, x.k, x.v))
     for option, value in (("window", 1), ("selected", 0)):

@@ -12,7 +12,8 @@ import triton.language as tl
 from fla.ops.common import chunk_h
 from triton.runtime.autotuner import Autotuner
 
-from attnopt.ops import gla, kernels
+from attnopt.ops import dispatch as kernels
+from attnopt.ops.linear import gla
 
 tuned = Autotuner.run
 

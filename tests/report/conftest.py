@@ -2,8 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from attnopt.report import ReportParams, compare, page, records
+from attnopt.report import page
+from attnopt.report.compare import page as compare
 from attnopt.report.context import Context
+from attnopt.report.data import read as records
+from attnopt.report.params import ReportParams
 
 from . import fake, swept
 
@@ -14,13 +17,15 @@ QUICK = ReportParams(resamples=200)
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project folder with synthetic records of every stage and the report made of them."""
     root = tmp_path_factory.mktemp("project")
-    page.write(root, fake.write(root), fake.SEEDS, QUICK, root / "reports")
+    page.write_report(root, fake.write(root), fake.SEEDS, QUICK, root / "reports")
     return root
 
 
 @pytest.fixture(scope="session")
 def context(project: Path) -> Context:
-    return Context.of(records.read(project, {name: row[0] for name, row in fake.VARIANTS.items()}, fake.SEEDS), QUICK)
+    return Context.of(
+        records.read_records(project, {name: row[0] for name, row in fake.VARIANTS.items()}, fake.SEEDS), QUICK
+    )
 
 
 @pytest.fixture(scope="session")
@@ -28,5 +33,5 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of three runs that differ in performer.features, and in `reports` their comparison."""
     root = tmp_path_factory.mktemp("sweep")
     runs = [swept.write(root / str(features), features, kl) for features, kl in ((256, 0.41), (64, 0.66), (128, 0.43))]
-    compare.write([str(run) for run in runs], QUICK, root / "reports")
+    compare.write_comparison([str(run) for run in runs], QUICK, root / "reports")
     return root

@@ -1,6 +1,6 @@
 """The teacher's own row, trained softmax controls, and the study's last question."""
 
-from attnopt.report import evidence
+from attnopt.report import overview as evidence
 
 from .test_questions import asked, replaced, scaled
 

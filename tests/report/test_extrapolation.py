@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attnopt.bench import fits
-from attnopt.report import ReportParams, extrapolation, page, words
-from attnopt.report.comparison import Comparison
+from attnopt import statistics as fits
+from attnopt.report import page
+from attnopt.report.compare.data import Comparison
 from attnopt.report.context import Context
+from attnopt.report.data import extrapolation
+from attnopt.report.params import ReportParams
+from attnopt.report.parts import formats as words
 from attnopt.report.questions import choose
 
 from . import fake

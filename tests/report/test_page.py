@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from attnopt.errors import UserError
+from attnopt.core.errors import UserError
 from attnopt.report import page
 
 from . import fake
@@ -106,7 +106,7 @@ def test_records_without_tokens_make_a_page_without_colours(tmp_path):
         sample["tokens"] = 64
         del sample["token_kl"]
     path.write_text(json.dumps(record))
-    page.write(tmp_path, chosen, [0], QUICK, tmp_path / "reports")
+    page.write_report(tmp_path, chosen, [0], QUICK, tmp_path / "reports")
     assert 'id="scale"' not in (tmp_path / "reports/index.html").read_text(encoding="utf-8")
 
 
@@ -155,7 +155,7 @@ def test_the_same_records_give_the_same_files(tmp_path):
     chosen = fake.write(tmp_path, few)
     files = []
     for name in ("a", "b"):
-        page.write(tmp_path, chosen, fake.SEEDS, QUICK, tmp_path / name)
+        page.write_report(tmp_path, chosen, fake.SEEDS, QUICK, tmp_path / name)
         files.append(
             {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
         )
@@ -165,11 +165,11 @@ def test_the_same_records_give_the_same_files(tmp_path):
 def test_a_report_that_fails_leaves_the_old_one(tmp_path):
     chosen = fake.write(tmp_path, ["none"])
     out = tmp_path / "reports"
-    page.write(tmp_path, chosen, fake.SEEDS, QUICK, out)
+    page.write_report(tmp_path, chosen, fake.SEEDS, QUICK, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     (tmp_path / "results/evaluate/none/0/record.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        page.write(tmp_path, chosen, fake.SEEDS, QUICK, out)
+        page.write_report(tmp_path, chosen, fake.SEEDS, QUICK, out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
@@ -178,7 +178,7 @@ def test_one_stages_records_alone_make_a_page(tmp_path, stage):
     chosen = fake.write(tmp_path, ["masks", "performer"], [0])
     for other in {"distill", "evaluate", "sample", "bench"} - {stage}:
         (tmp_path / "results" / other).rename(tmp_path / other)
-    page.write(tmp_path, chosen, [0], QUICK, tmp_path / "reports")
+    page.write_report(tmp_path, chosen, [0], QUICK, tmp_path / "reports")
     assert "Not from this run" in (tmp_path / "reports/index.html").read_text(encoding="utf-8")
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from attnopt.report import stats
+from attnopt import statistics as stats
 
 
 def test_spearman_agrees_with_scipy_also_with_ties():

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from attnopt.report import summary
+from attnopt.report.data import summary
 
 
 def test_the_standard_error_has_both_its_sources(context):

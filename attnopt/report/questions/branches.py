@@ -4,10 +4,11 @@ from typing import Any
 
 import pandas as pd
 
-from attnopt.report import summary, words
 from attnopt.report.context import KL, Answer, Context, absent
-from attnopt.report.figures import Axis, Figure, Panel, Series, one_view, ordered, row_height
-from attnopt.report.tables import Cell, Table, column
+from attnopt.report.data import summary
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import Axis, Figure, Panel, Series, one_view, ordered, row_height
+from attnopt.report.parts.tables import Cell, Table, column
 
 SLUG, QUESTION = "branches", "Is every far branch alive?"
 WHOLE = ("both", "all")

@@ -5,10 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from attnopt.report import extrapolation, stats, words
+from attnopt import statistics as stats
 from attnopt.report.context import LEVELS, ZERO, Answer, Context, absent
-from attnopt.report.figures import Axis, Figure, Panel, Rule, Series, Style, View
-from attnopt.report.tables import Cell, Table, column
+from attnopt.report.data import extrapolation
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import Axis, Figure, Panel, Rule, Series, Style, View
+from attnopt.report.parts.tables import Cell, Table, column
 
 SLUG, QUESTION = "choose", "Which variant for which context length and memory?"
 LEAN = "the closest among those that decode faster than softmax in half its state"

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnopt.report import pruning, words
 from attnopt.report.context import Answer, Context, absent
-from attnopt.report.figures import Axis, Figure, Heat, Panel, Series, ordered, plain, thinned
-from attnopt.report.figures import one_view as view
-from attnopt.report.tables import Table, column
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import Axis, Figure, Heat, Panel, Series, ordered, plain, thinned
+from attnopt.report.parts.figures import one_view as view
+from attnopt.report.parts.tables import Table, column
+from attnopt.report.questions import pruning
 
 SLUG, QUESTION = "coefficients", "Which mask coefficients matter, and what does dropping the small ones cost?"
 SMALL = 0.05

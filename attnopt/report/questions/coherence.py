@@ -2,10 +2,12 @@
 
 import pandas as pd
 
-from attnopt.report import stats, summary, words
+from attnopt import statistics as stats
 from attnopt.report.context import ZERO, Answer, Context, absent, off_scale
-from attnopt.report.figures import Axis, Figure, Panel, Rule, one_view
-from attnopt.report.tables import Table, column
+from attnopt.report.data import summary
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import Axis, Figure, Panel, Rule, one_view
+from attnopt.report.parts.tables import Table, column
 
 SLUG, QUESTION = "coherence", "Does low KL mean coherent text?"
 LEAST = 4

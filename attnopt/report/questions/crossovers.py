@@ -5,11 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from attnopt.bench import fits
-from attnopt.report import peaks, summary, words
+from attnopt import statistics as fits
 from attnopt.report.context import CONTROL_LOOKS, LEVELS, Answer, Context, absent
-from attnopt.report.figures import Axis, Figure, Panel, Rule, Series, View, ticks
-from attnopt.report.tables import Cell, Table, column
+from attnopt.report.data import summary
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import Axis, Figure, Panel, Rule, Series, View, ticks
+from attnopt.report.parts.tables import Cell, Table, column
+from attnopt.report.questions import bench_tables as peaks
 
 SLUG, QUESTION = "crossovers", "From which context length is it faster and smaller than softmax?"
 PHASES = {"prefill": "prefill time", "decode": "decoding time"}

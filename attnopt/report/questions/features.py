@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pandas as pd
 
-from attnopt.report import draws, stats, words
+from attnopt import statistics as stats
 from attnopt.report.context import KL, Answer, Context, absent
-from attnopt.report.figures import Axis, Figure, Panel, Series, Style, one_view, ticks
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import Axis, Figure, Panel, Series, Style, one_view, ticks
+from attnopt.report.questions import feature_draws as draws
 
 SLUG, QUESTION = "features", "How much do random features vary, and how many does it take?"
 KIND = "performer"

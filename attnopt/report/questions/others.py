@@ -4,8 +4,9 @@ import json
 from itertools import combinations
 from typing import Any
 
-from attnopt.report import evidence, words
+from attnopt.report import overview as evidence
 from attnopt.report.context import Answer, Context, absent
+from attnopt.report.parts import formats as words
 
 SLUG = "others"
 QUESTION = "Do other losses, other data, longer blocks or other teachers change the answer?"

@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pandas as pd
 
-from attnopt.report import probes, stats, words
+from attnopt import statistics as stats
 from attnopt.report.context import ZERO, Answer, Context, absent
-from attnopt.report.figures import Axis, Figure, Panel, one_view
-from attnopt.report.tables import Table, column
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import Axis, Figure, Panel, one_view
+from attnopt.report.parts.tables import Table, column
+from attnopt.report.questions import where_lost as probes
 
 SLUG, QUESTION = "positions", "Where in the sequence, on which tokens and in which layers is quality lost?"
 

@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from attnopt.report import words
 from attnopt.report.context import KL, ZERO, Answer, Context, absent, off_scale
-from attnopt.report.figures import Axis, Figure, Panel, Series, Style, one_view, row_height, thinned
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import Axis, Figure, Panel, Series, Style, one_view, row_height, thinned
 
 SLUG, QUESTION = "simplest", "Is the simplest variant really the best at equal budget?"
 

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pandas as pd
 
-from attnopt.report import stats, words
+from attnopt import statistics as stats
 from attnopt.report.context import ZERO, Answer, Context, absent, off_scale
-from attnopt.report.figures import Axis, Figure, Panel, Series, Style, one_view, ordered, row_height
-from attnopt.report.tables import Table, column
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import Axis, Figure, Panel, Series, Style, one_view, ordered, row_height
+from attnopt.report.parts.tables import Table, column
 
 SLUG, QUESTION = "stages", "What did each training stage buy?"
 STAGES = {

@@ -1,0 +1,93 @@
+"""Checkpoints that survive a kill and are never resumed by another run.
+
+A run's key is a digest of everything that its result depends on, so a run with other params, data, code, library or
+device looks into another folder. A lock per key keeps a second trainer out; writes go to a temporary file first.
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnopt.core.errors import UserError
+from attnopt.core.files import sha256
+
+
+def checkpoint_root() -> Path:
+    """$ATTNOPT_CHECKPOINTS, or .checkpoints in the main checkout (also when DVC runs a copy of it)."""
+    default = Path(os.environ.get("DVC_ROOT", ".")) / ".checkpoints"
+    return Path(os.environ.get("ATTNOPT_CHECKPOINTS", default))
+
+
+def code_digest() -> str:
+    """Digest of the installed library's own source."""
+    files = sorted(Path(__file__).parent.parent.rglob("*.py"))
+    return sha256(*(part for file in files for part in (file.name, file)))
+
+
+def key_of(*parts: object) -> str:
+    """Key of a run from its params, input digests, device and precision; code and torch version are added here."""
+    return sha256(*(repr(p) for p in parts), code_digest(), torch.__version__)[:32]
+
+
+class Checkpoint:
+    """One run's folder under `root()`: state.pt, written atomically, and a lock."""
+
+    def __init__(self, key: str):
+        self.folder = checkpoint_root() / key
+        self.file = self.folder / "state.pt"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run's lock; raises UserError where another process holds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process trains this very run ({self.folder}); stop it or wait") from None
+            yield
+
+    def save(self, state: dict[str, Any]) -> None:
+        aside = self.folder / "state.partial"
+        with aside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, self.file)
+
+    def load(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None."""
+        return torch.load(self.file, weights_only=True) if self.file.exists() else None
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def list_checkpoints() -> list[tuple[str, float, float]]:
+    """(key, MiB, hours since the last write) of every checkpoint."""
+    found = []
+    for file in sorted(checkpoint_root().glob("*/state.pt")):
+        stat = file.stat()
+        found.append((file.parent.name, stat.st_size / 2**20, (time.time() - stat.st_mtime) / 3600))
+    return found
+
+
+def prune_checkpoints() -> int:
+    """Remove every checkpoint that no process holds; returns how many."""
+    removed = 0
+    for folder in [f for f in checkpoint_root().glob("*") if f.is_dir()]:
+        checkpoint = Checkpoint(folder.name)
+        try:
+            with checkpoint.locked():
+                checkpoint.remove()
+                removed += 1
+        except UserError:
+            continue
+    return removed

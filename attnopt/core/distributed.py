@@ -1,0 +1,85 @@
+"""One process or several: under `accelerate launch` or `distill.processes`, gradients are averaged over all (DDP)."""
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnopt.core.errors import RunError
+
+
+class Alone:
+    """One process: what the trainer needs of a group of one."""
+
+    rank, size, main = 0, 1, True
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def without_sync(self, module: nn.Module) -> Any:
+        """Backward passes in this context do not exchange gradients: for all but the last part of a batch."""
+        return nullcontext()
+
+    def mean(self, value: Tensor) -> Tensor:
+        return value
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+
+
+class Group(Alone):
+    """Several processes, by accelerate: gloo on CPUs, NCCL on GPUs."""
+
+    def __init__(self, device: torch.device):
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
+        # A switched-off branch or an unread bias has no gradient; buffers are the same everywhere from the start.
+        keywords = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+        self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[keywords])
+        self.rank, self.size = self.accelerator.process_index, self.accelerator.num_processes
+        self.main = self.accelerator.is_main_process
+        self.device = self.accelerator.device
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        return self.accelerator.prepare_model(module)
+
+    def without_sync(self, module: nn.Module) -> Any:
+        return self.accelerator.no_sync(module)
+
+    def mean(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value, "mean")
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+
+def launched_processes() -> int:
+    """How many processes a launcher started this one among."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join_group(device: torch.device) -> Alone:
+    """The group that this process belongs to."""
+    return Group(device) if launched_processes() > 1 else Alone(device)
+
+
+def launch_processes(processes: int, arguments: list[str]) -> None:
+    """Run an attnopt command in several processes on this machine, as `accelerate launch` would."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    environment = {"OMP_NUM_THREADS": threads} | os.environ | {"PYTHONPATH": _path()}
+    done = subprocess.run([sys.executable, *launcher, "-m", "attnopt.cli", *arguments], env=environment, check=False)
+    if done.returncode:
+        raise RunError(f"attnopt {' '.join(arguments)}: one of {processes} processes failed; its error stands above")
+
+
+def _path() -> str:
+    """This checkout first, then what was there."""
+    return os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))

@@ -1,0 +1,16 @@
+"""Where the stages read and write, relative to the project's folder."""
+
+from pathlib import Path
+
+CORPUS = Path("data/corpus")
+TEACHER = Path("data/teacher")
+MACHINE = Path("data/machine.json")
+MODELS = Path("models")
+CHECKPOINTS = "checkpoints"
+"""Beside a student: those that `distill.keep` kept on the way, by step."""
+RESULTS = Path("results")
+
+
+def checkpoints(student: Path) -> dict[int, Path]:
+    """The students kept on the way to one, by step."""
+    return dict(sorted((int(folder.name), folder) for folder in (student / CHECKPOINTS).glob("*")))

@@ -1,0 +1,92 @@
+"""Text to blocks of tokens: three sources of documents, and the teacher itself; one format on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attnopt.core.errors import UserError
+from attnopt.core.files import read_json, sha256, write_json
+from attnopt.corpus import wikipedia as wiki
+from attnopt.corpus.params import CorpusParams
+from attnopt.corpus.sources import SPLITS, documents
+
+
+def tokenize(texts: list[str], tokenizer: Any, block: int, max_tokens: int | None = None) -> tuple[np.ndarray, dict]:
+    """Blocks (n, block) of token ids, every document followed by the end-of-text token, and the text's statistics.
+
+    Words are counted as WikiText does, line ends included. With `max_tokens` the blocks are thinned out evenly, so that
+    they still stand for the whole text.
+    """
+    end = tokenizer.eos_token_id
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = [token for document in encoded for token in (*document, end)]
+    blocks: np.ndarray = np.array(ids[: len(ids) // block * block], dtype=_dtype(tokenizer)).reshape(-1, block)
+    if max_tokens is not None and len(blocks) > max_tokens // block:
+        blocks = blocks[np.linspace(0, len(blocks) - 1, max_tokens // block).astype(int)]
+    return blocks, _counts(texts, len(ids), len(blocks))
+
+
+def _dtype(tokenizer: Any) -> type:
+    return np.uint16 if len(tokenizer) <= 2**16 else np.int32
+
+
+def _counts(texts: list[str], tokens: int, blocks: int) -> dict[str, int]:
+    words = sum(len(text.split()) + text.count("\n") for text in texts)
+    size = sum(len(text.encode()) for text in texts)
+    return {"documents": len(texts), "words": words, "bytes": size, "tokens": tokens, "blocks": blocks}
+
+
+def write_corpus(
+    params: CorpusParams, tokenizer: Any, out: Path, sample: Callable[[int], np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Tokenise the whole corpus into the folder `out`: {split}.npy and manifest.json, which is returned.
+
+    Args:
+        sample: gives so many blocks of the teacher's own text; needed for source teacher, and for no other.
+    Raises: UserError where a split does not fill one block.
+    """
+    found = documents(params)
+    splits, digests = {}, [text for split in SPLITS for text in found.get(split, ())]
+    for split in SPLITS:
+        limit = params.max_tokens if split == "train" else params.max_eval_tokens
+        if split == "train" and sample:
+            blocks, splits[split] = _as_corpus(sample((limit or 0) // params.block), tokenizer)
+            digests.append(sha256(blocks.tobytes()))
+        else:
+            blocks, splits[split] = tokenize(found[split], tokenizer, params.block, limit)
+        if not len(blocks):
+            tokens = splits[split]["tokens"]
+            raise UserError(f"corpus: the {split} split has {tokens} tokens, fewer than one block of {params.block}")
+        np.save(out / f"{split}.npy", blocks)
+    manifest = {
+        "source": params.source,
+        "name": params.id or params.path or wiki.SAMPLE,
+        "sha256": sha256(*digests),
+        "tokenizer": sha256(tokenizer.backend_tokenizer.to_str()),
+        "vocabulary": len(tokenizer),
+        "block": params.block,
+        "splits": splits,
+    }
+    write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def _as_corpus(sampled: np.ndarray, tokenizer: Any) -> tuple[np.ndarray, dict[str, int]]:
+    """Sampled blocks as `tokenize` would give them; a document is what ends in an end-of-text token."""
+    counts = _counts(tokenizer.batch_decode(sampled, skip_special_tokens=True), sampled.size, len(sampled))
+    counts["documents"] = int((sampled == tokenizer.eos_token_id).sum())
+    return sampled.astype(_dtype(tokenizer)), counts
+
+
+def read_blocks(folder: Path, split: str) -> np.ndarray:
+    """The split's blocks (n, block), memory-mapped and read-only."""
+    path = folder / f"{split}.npy"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run `dvc repro tokenize` first")
+    return np.load(path, mmap_mode="r")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "manifest.json")

@@ -1,0 +1,66 @@
+"""Where quality is lost: predicted tokens by how often they occur, and by what their block held before them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnopt.statistics import mean_and_error
+
+NAMES = ("rare", "uncommon", "common", "frequent")
+CONTEXTS = ("pair seen before", "token seen before", "new")
+
+
+class Classes(NamedTuple):
+    """A partition of predicted tokens: `labels` (blocks, T - 1) are indices of `names`."""
+
+    names: tuple[str, ...]
+    labels: np.ndarray
+
+
+def by_frequency(blocks: np.ndarray, train: np.ndarray) -> Classes:
+    """How often the predicted token stands in the train split; each class holds about a quarter of that split.
+
+    Args:
+        blocks, train: token ids (n, T).
+    """
+    counts = np.bincount(train.ravel(), minlength=int(blocks.max()) + 1)
+    low, middle, high = np.quantile(counts[train.ravel()], (0.25, 0.5, 0.75)).astype(int).tolist()
+    ranges = (
+        f"under {low:,} times",
+        f"{low:,} to {middle - 1:,} times",
+        f"{middle:,} to {high - 1:,} times",
+        f"{high:,} times or more",
+    )
+    names = tuple(f"{name}: {where}" for name, where in zip(NAMES, ranges, strict=True))
+    return Classes(names, np.searchsorted((low, middle, high), counts[blocks[:, 1:]], side="right"))
+
+
+def by_context(blocks: np.ndarray) -> Classes:
+    """Whether the predicted token stood earlier in its block (n, T): after the same token as now, elsewhere, or not.
+
+    The first is the associative recall of Arora et al. 2023 (zoology, arXiv:2312.04927).
+    """
+    labels = np.full((len(blocks), blocks.shape[1] - 1), CONTEXTS.index("new"))
+    for row, ids in zip(labels, blocks, strict=True):
+        same = np.tril(ids[:, None] == ids, -1)
+        row[same[1:].any(1)] = CONTEXTS.index("token seen before")
+        row[(same[1:, 1:] & same[:-1, :-1]).any(1)] = CONTEXTS.index("pair seen before")
+    return Classes(CONTEXTS, labels)
+
+
+def rows(tokens: dict[str, np.ndarray], classes: dict[str, Classes]) -> list[dict[str, Any]]:
+    """A row for each class that holds a token: its number of tokens, KL with standard error, and both losses.
+
+    Args:
+        tokens: what `evaluate.per_token` returned.
+        classes: partitions by name.
+    """
+    found = []
+    for by, (names, labels) in classes.items():
+        for i, name in enumerate(names):
+            if not (chosen := labels == i).any():
+                continue
+            kl, error = mean_and_error(tokens["kl_forward"], chosen)
+            losses = {key: mean_and_error(tokens[key], chosen)[0] for key in ("ce", "teacher_ce")}
+            found.append({"by": by, "class": name, "tokens": int(chosen.sum()), "kl": kl, "kl_se": error, **losses})
+    return found

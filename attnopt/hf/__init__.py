@@ -1,1 +1,0 @@
-"""The swap of attention in any Hugging Face causal language model."""

@@ -1,0 +1,219 @@
+"""Softmax over the last w tokens and linear attention over all before them, under one normaliser.
+
+    out_t = ( sum_{t-w<s<=t} e^(a_ts - c) v_s + sum_{s<=t-w} e^(m - c) phi(q_t) . phi(k_s) v_s )
+            / (the same two sums without v_s)
+
+a_ts is the softmax score and m a learnable log mass per head, which weighs the far part against the near one. As both
+parts have the same e^-c, each can be normalised by itself and the two merged by the logs of their sums.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
+from attnopt.mechanisms.shared.centring import Centre
+from attnopt.ops.linear.chunked import LIMIT, LinearState, linear_attention
+from attnopt.ops.output_pieces import Pieces
+from attnopt.ops.softmax.band import band_attention, merge, recent
+from attnopt.ops.softmax.dense import ages
+from attnopt.ops.tensors import repeat_heads, wide
+
+SPAN = 512
+"""Longer sequences are taken in spans of this many tokens, which a backward pass computes again one by one."""
+FIT_SEQUENCES, FIT_TOKENS = 8, 512
+"""What is enough of the teacher's data to fit a few numbers per head."""
+
+
+class HybridState(NamedTuple):
+    k: Tensor
+    """(B, G, S or w, D) of the tokens in the window"""
+    v: Tensor
+    far: LinearState | None
+    """of the tokens that left the window; None where the far part does not run"""
+
+
+class Hybrid(Mechanism):
+    """Base of window + linear mechanisms: a subclass gives the features and fits what they depend on."""
+
+    growth = "window"
+
+    class Options(MechanismOptions):
+        window: int = Field(default=16, ge=0)
+        """The last tokens, itself included, that a token attends to exactly; 0: the linear part covers all."""
+        branches: Literal["both", "window", "far"] = "both"
+        """The parts that run; with far alone a token still attends to itself, as every row needs a key."""
+        centre: bool = True
+        """Whether `fit` takes out the means of queries and keys."""
+
+    options: Options
+    offset: Tensor
+
+    def __init__(self, geometry: Geometry, options: Any):
+        super().__init__(geometry, options)
+        if options.window == 0 and options.branches == "window":
+            raise ValueError("branches: 'window' needs a window of 1 or more, and window is 0")
+        self.centre = Centre(geometry)
+        self.dense_weights = options.branches != "window"
+        self.log_mass = nn.Parameter(torch.zeros(geometry.heads)) if options.window else None
+        self.register_buffer("offset", torch.zeros(geometry.kv_heads))
+
+    def size(self) -> int:
+        """F, the number of features per head."""
+        raise NotImplementedError
+
+    def query_map(self, q: Tensor) -> Tensor:
+        """Features (B, H, T, F) of centred queries (B, H, T, D)."""
+        raise NotImplementedError
+
+    def key_map(self, k: Tensor) -> Tensor:
+        """Features (B, G, T, F) of centred keys (B, G, T, D)."""
+        raise NotImplementedError
+
+    def kernel(self, q: Tensor, k: Tensor) -> Tensor:
+        """phi(q) . phi(k), (B, H, T, S), of centred q (B, H, T, D) and k (B, G, S, D): for reference and fit."""
+        return self.query_map(q) @ repeat_heads(self.key_map(k), q.shape[1]).mT
+
+    def fit_map(self, q: Tensor, k: Tensor) -> None:
+        """Fit what the features depend on to the teacher's centred q (B, H, T, D) and k (B, G, T, D)."""
+
+    def extend(self, x: Inputs, state: HybridState | None = None) -> tuple[Tensor, State]:
+        if x.q.shape[2] <= SPAN:
+            return self._extend(x.q, x.k, x.v, state)
+        pieces = Pieces(x.q.shape[2])
+        for q, k, v in zip(x.q.split(SPAN, 2), x.k.split(SPAN, 2), x.v.split(SPAN, 2), strict=True):
+            if torch.is_grad_enabled():
+                out, state = checkpoint(self._extend, q, k, v, state, use_reentrant=False, preserve_rng_state=False)
+            else:
+                out, state = self._extend(q, k, v, state)
+            pieces.add(out)
+        return pieces.joined()[0], state
+
+    def parallel(self, x: Inputs) -> Tensor:
+        """All weights of a short sequence in one (B, H, T, T) softmax: less work than its features take."""
+        tokens, heads, window, branches = x.q.shape[2], x.q.shape[1], self.options.window, self.options.branches
+        if branches == "window":
+            return self.extend(x)[0]
+        q, k = self.centre.queries(x.q), self.centre.keys(x.k)
+        logs = self.kernel(q, k).log()
+        if self.log_mass is not None:
+            logs = logs + wide(self.log_mass)[0][:, None, None]
+        age = ages(tokens, q)
+        seen = age >= 0
+        if window:
+            near = q @ repeat_heads(k, heads).mT * self.geometry.scaling
+            exact = age < (1 if branches == "far" else window)
+            logs, seen = torch.where(exact, near, logs), seen & (exact | (age >= window))
+        logs = logs + repeat_heads(self.centre.log_weight(k), heads)[:, :, None]
+        (v,) = wide(repeat_heads(x.v, heads))
+        return (logs.masked_fill(~seen, -torch.inf).softmax(-1) @ v).to(x.q.dtype)
+
+    def _extend(self, q: Tensor, k: Tensor, v: Tensor, state: HybridState | None) -> tuple[Tensor, HybridState]:
+        far = None
+        if state is not None:
+            k, v, far = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2), state.far
+        leaving = max(k.shape[2] - self.options.window, 0)
+        if self.options.branches == "window" or not leaving:
+            out, _ = self._near(q, k, v)
+        else:
+            out, far = self._both(q, k, v, leaving, far)
+        return out.to(q.dtype), HybridState(recent(k, self.options.window), recent(v, self.options.window), far)
+
+    def _both(
+        self, q: Tensor, k: Tensor, v: Tensor, leaving: int, far: LinearState | None
+    ) -> tuple[Tensor, LinearState]:
+        """The output of both parts. Each of the last `leaving` queries is the first for which one more token is far."""
+        lead = q.shape[2] - leaving
+        maps = (self._query_features, self._key_features)
+        out, norm, far = linear_attention(q[:, :, lead:], k[:, :, :leaving], v[:, :, :leaving], far, maps)
+        if not self.options.window:
+            return out, far
+        near, near_log = self._near(q, k, v)
+        joined, _ = merge((near[:, :, lead:], near_log[:, :, lead:]), (out, norm.log() + self._far_log()))
+        return torch.cat([near[:, :, :lead], joined], dim=2) if lead else joined, far
+
+    def _near(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The window's output (B, H, T, D) and the log of its weights' sum (B, H, T), of the last tokens of k and v."""
+        q, k, v = wide(q, k, v)
+        if self.options.branches == "far":
+            k, v = (repeat_heads(t[:, :, -q.shape[2] :], q.shape[1]) for t in (k, v))
+            return v, (q * k).sum(-1) * self.geometry.scaling - self.centre.dropped(q)
+        out, log = band_attention(q, k, v, self.options.window, self.geometry.scaling)
+        return out, log - self.centre.dropped(q)
+
+    def _query_features(self, q: Tensor) -> Tensor:
+        return self.query_map(self.centre.queries(q))
+
+    def _key_features(self, k: Tensor) -> Tensor:
+        """Features times the key's own weight, relative to exp(offset)."""
+        k = self.centre.keys(k)
+        log_weight = self.centre.log_weight(k) - wide(self.offset)[0][:, None]
+        return self.key_map(k) * log_weight.clamp(-LIMIT, LIMIT).exp()[..., None]
+
+    def _far_log(self) -> Tensor:
+        """(H, 1) what the log of a far sum lacks."""
+        assert self.log_mass is not None
+        offset, mass = wide(self.offset, self.log_mass)
+        return (repeat_heads(offset[None], len(mass))[0] + mass)[:, None]
+
+    def reference(self, x: Inputs) -> Tensor:
+        return torch.stack([self._attend(x, t) for t in range(x.q.shape[2])], dim=2)
+
+    def _attend(self, x: Inputs, t: int) -> Tensor:
+        """(B, H, D) for query t: a softmax over the logs of all weights, far tokens and then near ones."""
+        heads, branches = x.q.shape[1], self.options.branches
+        stop = max(t + 1 - self.options.window, 0)
+        start = t if branches == "far" and self.options.window else stop
+        q, k = self.centre.queries(x.q[:, :, t : t + 1]), self.centre.keys(x.k)
+        weight = repeat_heads(self.centre.log_weight(k), heads)[:, :, None]
+        far = self.kernel(q, k[:, :, :stop]).log() + weight[..., :stop]
+        if self.log_mass is not None:
+            far = far + self.log_mass[:, None, None]
+        if branches == "window":
+            far = torch.full_like(far, -torch.inf)
+        near = q @ repeat_heads(k[:, :, start : t + 1], heads).mT * self.geometry.scaling + weight[..., start : t + 1]
+        weights = torch.cat([far, near], dim=-1).softmax(-1)
+        v = repeat_heads(torch.cat([x.v[:, :, :stop], x.v[:, :, start : t + 1]], dim=2), heads)
+        return (weights @ v)[:, :, 0]
+
+    def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
+        held = 2 * min(length, self.options.window) * self.geometry.head_dim * dtype.itemsize
+        runs = self.options.branches != "window" and length > self.options.window
+        far = self.size() * (self.geometry.head_dim + 1) * max(dtype.itemsize, torch.float32.itemsize)
+        return batch * self.geometry.kv_heads * (held + far * runs)
+
+    @torch.no_grad()
+    def fit(self, x: Inputs) -> None:
+        if self.options.centre:
+            self.centre.fit(x.q, x.k)
+        q, k = self.centre.queries(x.q), self.centre.keys(x.k)
+        self.offset.copy_(self.centre.log_weight(k).mean((0, 2)))
+        self.fit_map(q, k)
+        if self.log_mass is not None and q.shape[2] > self.options.window:
+            exact, kernel = self.far_logs(q, k)
+            self.log_mass.copy_((exact.logsumexp(-1) - kernel.logsumexp(-1)).mean((0, 2)))
+
+    def far_logs(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Logs of softmax's weights and of the kernel's on far tokens, minus infinity on others, both (B, H, T - w, S).
+
+        From centred q (B, H, T, D) and k (B, G, T, D), of which the first few sequences are enough.
+        """
+        window = self.options.window
+        tokens, heads = window + FIT_TOKENS, q.shape[1]
+        q, k = q[:FIT_SEQUENCES, :, window:tokens], k[:FIT_SEQUENCES, :, :tokens]
+        weight = repeat_heads(self.centre.log_weight(k), heads)[:, :, None]
+        near = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        exact = q @ repeat_heads(k, heads).mT * self.geometry.scaling
+        exact, kernel = exact + weight, self.kernel(q, k).log() + weight
+        return exact.masked_fill(near, -torch.inf), kernel.masked_fill(near, -torch.inf)
+
+    @classmethod
+    def limit(cls, length: int) -> Options:
+        return cls.Options(window=length)
+
+    @classmethod
+    def conformance_options(cls) -> dict[str, Options]:
+        return {"default": cls.Options(), "linear": cls.Options(window=0), "far": cls.Options(branches="far")}

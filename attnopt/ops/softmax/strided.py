@@ -1,0 +1,56 @@
+"""Softmax attention to every s-th token, counted back from the query's own: dense attention within each residue class.
+
+(out, lse) as in `ops.band`. O(T S / s) time and O(T + S) memory; s = 1 is full attention.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnopt.ops.softmax import band
+from attnopt.ops.softmax.band import EMPTY, Part, attend, in_spans
+from attnopt.ops.tensors import wide
+
+
+def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, scaling: float) -> Part:
+    """Each query attends its own token and those stride, 2 stride, ... before it.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, G, S, D): the queries' own tokens are the last T.
+    Returns: out (B, H, T, D), lse (B, H, T).
+    """
+    q, k, v = wide(q, k, v)
+    tokens, padded, group = q.shape[2], -k.shape[2] % stride, (k.shape[1], q.shape[1] // k.shape[1])
+    q, k, v = (_fold(x, stride) for x in (q, k, v))
+    q, rows, ahead = q.unflatten(1, group).transpose(2, 3), q.shape[3], k.shape[3] - q.shape[3]
+
+    def cut(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        return q[..., start:stop, :], k[..., : ahead + stop, :], v[..., : ahead + stop, :]
+
+    def attend_rows(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> Part:
+        mask = _mask(stop - start, ahead + stop, stride, padded, q).repeat(1, group[1], 1)
+        out, lse = attend(q.flatten(3, 4), k, v, mask, scaling)
+        return out.unflatten(3, (group[1], -1)), lse.unflatten(3, (group[1], -1))
+
+    out, lse = in_spans(attend_rows, cut, (q, k, v), rows, max(1, band.SPAN // stride), dim=4)
+    return _unfold(out, tokens), _unfold(lse, tokens)
+
+
+def _fold(x: Tensor, stride: int) -> Tensor:
+    """(B, G, T, D) -> (B, G, stride, rows, D), padded in front: row by row the tokens of each residue class."""
+    return F.pad(x, (0, 0, -x.shape[2] % stride, 0)).unflatten(2, (-1, stride)).transpose(2, 3)
+
+
+def _unfold(x: Tensor, tokens: int) -> Tensor:
+    """(B, G, stride, R, rows, ...) -> (B, G R, T, ...), the padding cut off."""
+    x = x.movedim(2, 4).flatten(3, 4).flatten(1, 2)
+    return x[:, :, x.shape[2] - tokens :]
+
+
+def _mask(rows: int, count: int, stride: int, padded: int, like: Tensor) -> Tensor:
+    """(stride, rows, count): the last row sees all `count` keys of its class, but for those that are padding."""
+    mask = torch.full((rows, count), EMPTY, dtype=like.dtype, device=like.device).triu(count - rows + 1)
+    mask = mask.repeat(stride, 1, 1)
+    mask[:padded, :, 0] = EMPTY
+    return mask

@@ -1,0 +1,78 @@
+"""results/bench/NAME/record.json: what one variant costs against context length, beside the teacher in the same run."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from attnopt.records.base import Control, Environment, Record, Row
+
+Level = Literal["model", "operation"]
+Phase = Literal["prefill", "decode", "train"]
+Subject = Literal["variant", "softmax"]
+Outcome = Literal["ok", "out-of-memory", "over-time"]
+
+
+class Measurement(Row):
+    """One subject in one phase at one length; times in `unit`, None where nothing could be measured.
+
+    Attributes:
+        peak_mib: most memory held at any moment of the phase, above the loaded subject and its inputs: the kernel's
+            high-water mark of the resident set on a CPU, the allocator's on a GPU.
+        peak_sampled_mib: the same, sampled from another process, which may miss the top; None on a GPU.
+        peak_allocated_mib: the same by torch's allocator.
+        memory_agrees: whether these two are within a tenth of each other, or two MiB.
+        peak_reserved_mib: what a GPU's allocator took from the driver meanwhile; None on a CPU.
+        weight_bytes: of the subject's parameters and buffers.
+        joules: of one run, or one token where it decodes, idle power included; None unless bench.energy is set.
+        state_bytes, state_bytes_declared: of the whole batch after `length` tokens; None in phase train.
+    """
+
+    level: Level
+    phase: Phase
+    length: int
+    batch: int
+    subject: str
+    unit: Literal["ms", "ms/token"]
+    samples: list[float] = Field(default=[])
+    median: float | None = None
+    q1: float | None = None
+    q3: float | None = None
+    peak_mib: float | None = None
+    peak_sampled_mib: float | None = None
+    peak_allocated_mib: float | None = None
+    peak_reserved_mib: float | None = None
+    memory_agrees: bool | None = None
+    weight_bytes: int | None = None
+    joules: float | None = None
+    state_bytes: int | None = None
+    state_bytes_declared: int | None = None
+    synthetic_positions: bool = False
+    outcome: Outcome = "ok"
+    noisy: bool = False
+
+
+class BenchEnvironment(Environment):
+    """Attributes:
+    load_before: processes that wanted a core in the minute before the bench.
+    """
+
+    dtype: str
+    load_before: float
+
+
+class BenchRecord(Record):
+    """Attributes:
+    machine: the name that `bench.machine` gives what the environment cannot tell.
+    key: digest of all that the record is a function of, the hardware included.
+    """
+
+    stage: ClassVar[str] = "bench"
+    format: Literal[2] = 2
+
+    variant: str
+    kind: str
+    control: Control | None
+    key: str
+    machine: str
+    environment: BenchEnvironment
+    measurements: list[Measurement]

@@ -1,0 +1,32 @@
+"""data/corpus/manifest.json, which `attnopt tokenize` leaves beside the blocks of every split."""
+
+from typing import ClassVar, Literal
+
+from attnopt.records.base import Record, Row
+
+
+class SplitCounts(Row):
+    """Of a split's text, and `blocks` of what is kept of it."""
+
+    documents: int
+    words: int
+    bytes: int
+    tokens: int
+    blocks: int
+
+
+class CorpusManifest(Record):
+    """Attributes:
+    sha256, tokenizer: digests of the text and of the tokenizer. block: tokens of a block. splits: train, valid, test.
+    """
+
+    stage: ClassVar[str] = "tokenize"
+    format: Literal[1] = 1
+
+    source: str
+    name: str
+    sha256: str
+    tokenizer: str
+    vocabulary: int
+    block: int
+    splits: dict[str, SplitCounts]

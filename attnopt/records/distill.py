@@ -1,0 +1,155 @@
+"""What `attnopt distill` leaves: models/NAME/SEED/student.json, and results/distill/NAME/SEED with a training's log."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import ConfigDict, ValidationError
+
+from attnopt.core.errors import UserError
+from attnopt.records.base import Control, Record, Row, StudentRecord, first_misfit
+
+
+class StudentCard(Record):
+    """models/NAME/SEED/student.json: what turns the teacher into this student, beside its changed weights.
+
+    Attributes:
+        fingerprint: digest of the teacher's weights. teacher: the section that it is loaded by.
+        layers: indices of those replaced; None: all. start: what the attention's weights started from.
+        key: digest of all that the student is a function of. step: of a student kept on the way.
+    """
+
+    stage: ClassVar[str] = "distill"
+    format: Literal[2] = 2
+
+    variant: str
+    kind: str
+    control: Control | None
+    options: dict[str, Any]
+    layers: list[int] | None
+    start: Literal["teacher", "random"]
+    seed: int
+    teacher: dict[str, Any]
+    fingerprint: str
+    key: str
+    step: int | None = None
+
+
+class Budget(Row):
+    """The section `distill` as it was, and what it came to; further keys are that section's."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    steps: int
+    tokens: int
+    block: int
+    batch: int
+
+
+class PhaseRow(Row):
+    """A phase of training that has ended: transfer, align, distill or lora.
+
+    Attributes:
+        kl_end: validation KL at its end, nats per token. flops: of all processes.
+    """
+
+    phase: str
+    steps: int
+    tokens: int
+    lr: float
+    mechanism_lr: float
+    train: str
+    trained_parameters: int
+    seconds: float
+    flops: int
+    kl_end: float
+
+
+class DistillRecord(StudentRecord):
+    """results/distill/NAME/SEED/record.json.
+
+    Attributes:
+        kl_start_unfitted, kl_start, kl_end: validation KL before anything, after the fit, and at the end.
+        seconds, cpu_seconds: of the training alone, over all resumptions.
+    """
+
+    stage: ClassVar[str] = "distill"
+    format: Literal[2] = 2
+
+    options: dict[str, Any]
+    layers: list[int] | None
+    start: Literal["teacher", "random"]
+    data_seed: int
+    features_seed: int
+    budget: Budget
+    precision: str
+    processes: int
+    kl_start_unfitted: float
+    kl_start: float
+    kl_end: float
+    phases: list[PhaseRow]
+    flops: int
+    trained_parameters: int
+    total_parameters: int
+    seconds: float
+    cpu_seconds: float
+    tokens_per_s: float | None
+
+
+class HistoryRow(Row):
+    """A row of history.csv, at every log point; None is an empty cell. step, tokens: over all phases so far."""
+
+    phase: str
+    step: int
+    tokens: int
+    loss: float
+    kl: float | None
+    valid_kl: float | None
+    lr: float
+    grad_norm: float
+    tokens_per_s: float
+    wall_s: float
+    cpu_s: float
+    rss_mib: float
+    gpu_allocated_mib: float
+    gpu_reserved_mib: float
+
+
+class CoefficientRow(Row):
+    """A row of coefficients.csv: one of a mechanism's small tensors after a step."""
+
+    step: int
+    layer: int
+    head: int
+    name: str
+    value: float
+
+
+R = TypeVar("R", bound=Row)
+
+
+def write_rows(path: Path, rows: Iterable[R], kind: type[R]) -> None:
+    """Rows as CSV, with a header also where there are none; None is an empty cell."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(kind.model_fields), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.model_dump() for row in rows)
+
+
+def read_rows(path: Path, kind: type[R]) -> list[R]:
+    """What `write_rows` wrote. Raises UserError naming the file and the column, where it is missing or damaged."""
+    again = "run `dvc repro distill` again"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if list(reader.fieldnames or []) != list(kind.model_fields):
+                lacking = [name for name in kind.model_fields if name not in (reader.fieldnames or [])]
+                raise UserError(f"{path}: its columns lack {', '.join(lacking) or 'their order'}: {again}")
+            return [kind.model_validate({k: v if v != "" else None for k, v in row.items()}) for row in reader]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {again}") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: {first_misfit(error)}: {again}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({error}): {again}") from None

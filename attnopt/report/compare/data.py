@@ -1,0 +1,182 @@
+"""Several runs side by side: what differs in their params.yaml, and what became of every variant."""
+
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from attnopt.report.compare import runs as revisions
+from attnopt.report.compare.runs import Run
+from attnopt.report.data import summary
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import Style
+
+MEASURES = ("kl", "ppl_ratio", "decode_ms", "state")
+COSTS = ("prefill_ms", "decode_ms", "decode_ms_q1", "decode_ms_q3", "state", "level")
+
+
+@dataclass
+class Comparison:
+    """A variant has `moved` where a measure of it is not the same in all runs."""
+
+    runs: list[Run]
+
+    @cached_property
+    def differing(self) -> dict[str, list[Any]]:
+        return revisions.differing(self.runs)
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """What is particular to each run; its source where that is nothing, too much, or not unique."""
+        sources = ["the workspace" if run.source == "." else run.source for run in self.runs]
+        if not 0 < len(self.differing) <= 3:
+            return sources
+        found = [", ".join(f"{k}: {shown(v[i])}" for k, v in self.differing.items()) for i in range(len(sources))]
+        return [
+            f"{label} ({source})" if found.count(label) > 1 else label
+            for label, source in zip(found, sources, strict=True)
+        ]
+
+    @cached_property
+    def numeric(self) -> str | None:
+        """The setting that alone differs, where it is a number in every run."""
+        only = list(self.differing) if len(self.differing) == 1 else []
+        return next((k for k in only if all(type(v) in (int, float) for v in self.differing[k])), None)
+
+    @cached_property
+    def length(self) -> int | None:
+        """The context length that costs are compared at: the longest measured that every run would show."""
+        shared = set.intersection(*(set(run.context.measured) for run in self.runs))
+        return max(shared, default=None)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """A row per variant and run: those that moved first, then as the runs have them."""
+        parts = []
+        for i, run in enumerate(self.runs):
+            part = run.context.quality.reindex(columns=["kl", "kl_se", "ppl_ratio", "role"])
+            if self.length is not None:
+                part = part.join(summary.cost(run.context.records, self.length), how="outer")
+            part = part.reindex(columns=[*part.columns, *(c for c in COSTS if c not in part)])
+            part["role"] = [run.context.records.role(str(v)) for v in part.index]
+            parts.append(part.rename_axis("variant").reset_index().assign(run=i, label=self.labels[i]))
+        table = pd.concat(parts, ignore_index=True)
+        order = {
+            v: i for i, v in enumerate(dict.fromkeys(v for run in self.runs for v in run.context.records.variants))
+        }
+        table = table.assign(
+            still=~table["variant"].isin(_moved(table, len(self.runs))), place=table["variant"].map(order)
+        )
+        return table.sort_values(["still", "place", "run"]).drop(columns="place").reset_index(drop=True)
+
+    @property
+    def moved(self) -> list[str]:
+        return list(dict.fromkeys(self.frame[~self.frame["still"]]["variant"]))
+
+    @property
+    def looks(self) -> dict[str, Style]:
+        return {variant: look for run in reversed(self.runs) for variant, look in run.context.looks.items()}
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["attnopt", "report", "--compare", *(run.source for run in self.runs)])
+
+    @property
+    def short(self) -> str:
+        """What differs, and the best of all."""
+        count = len(self.differing)
+        what = f"in `{next(iter(self.differing))}` alone" if count == 1 else f"in {count} settings"
+        start = (
+            f"{len(self.runs)} runs that differ {what}." if count else f"{len(self.runs)} runs of the same params.yaml."
+        )
+        ranked = self.frame[(self.frame["role"] == "candidate") & self.frame["kl"].notna()]
+        if not len(ranked):
+            return f"{start} None of them has a candidate's KL."
+        best = ranked.loc[ranked["kl"].idxmin()]
+        alike = ranked[(ranked["variant"] == best["variant"]) & (ranked["kl"] == best["kl"])]
+        where = "the same in every run" if len(alike) == len(self.runs) > 1 else f"with {best['label']}"
+        return f"{start} The lowest KL of a candidate is **{best['variant']}**’s {kl(best)}, {where}."
+
+    @property
+    def sentences(self) -> list[str]:
+        """A line per candidate that moved, and one for all that did not."""
+        candidates = self.frame[self.frame["role"] == "candidate"]
+        found = [
+            _told(variant, candidates[candidates["variant"] == variant], len(self.runs), self.length)
+            for variant in self.moved
+        ]
+        still = list(dict.fromkeys(self.frame[self.frame["still"]]["variant"]))
+        return [*filter(None, found), *([f"The same in every run: {words.listing(still)}."] if still else [])]
+
+    @property
+    def warnings(self) -> list[str]:
+        found = []
+        if keys := [key for key in self.differing if key.split(".")[0] in ("corpus", "teacher")]:
+            found.append(f"The runs differ in {words.listing(keys)}: their KL is not of the same text and teacher.")
+        machines = list(dict.fromkeys(run.context.hardware for run in self.runs if run.context.hardware))
+        if len(machines) > 1:
+            found.append(f"Timings are of several machines or set-ups, not to be compared: {' '.join(machines)}")
+        return found
+
+    @property
+    def limits(self) -> list[str]:
+        """Why there is no figure over a setting, or no cost."""
+        found = []
+        if self.numeric is None:
+            found.append(
+                "No single number differs between the runs, so the figure has a row per run and no axis for it."
+            )
+        if self.length is None:
+            found.append("No context length was measured in every run, so costs are not compared.")
+        return found
+
+    def numbers(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """As the download has it: the settings that differ beside the numbers."""
+        settings = {key: [shown(values[i]) for i in rows["run"]] for key, values in self.differing.items()}
+        return rows.assign(**settings, source=[self.runs[i].source for i in rows["run"]]).drop(columns=["run", "still"])
+
+
+def _moved(table: pd.DataFrame, runs: int) -> list[str]:
+    """Variants with a measure that changes, or that some run lacks."""
+    groups = table.groupby("variant", sort=False)
+    changed = (groups[list(MEASURES)].nunique(dropna=False) > 1).any(axis=1) | (groups.size() < runs)
+    return list(changed.index[changed])
+
+
+def _told(variant: str, rows: pd.DataFrame, runs: int, length: int | None) -> str:
+    """One variant's KL and costs between the runs; nothing where they were not measured twice."""
+    parts = []
+    if rows["kl"].nunique() > 1:
+        low, high = rows.loc[rows["kl"].idxmin()], rows.loc[rows["kl"].idxmax()]
+        difference, error = high["kl"] - low["kl"], float(np.hypot(low["kl_se"], high["kl_se"]))
+        parts.append(f"KL is lowest with {low['label']}, {kl(low)}, and highest with {high['label']}, {kl(high)}")
+        if error > 0:
+            beyond = "more than" if difference > 2 * error else "within"
+            parts[-1] += f"; the difference, {words.plus_minus(difference, error)}, is {beyond} two standard errors"
+    for measure, what, show in (("decode_ms", "decoding", _milliseconds), ("state", "the state", words.size)):
+        if rows[measure].nunique() > 1:
+            low, high = rows.loc[rows[measure].idxmin()], rows.loc[rows[measure].idxmax()]
+            at = f"{what} at {words.length(length or 0)} tokens takes"
+            parts.append(f"{at} {show(low[measure])} with {low['label']}, {show(high[measure])} with {high['label']}")
+            if measure == "decode_ms" and high["decode_ms_q1"] <= low["decode_ms_q3"]:
+                parts[-1] += " (the quartiles overlap)"
+    if 0 < len(rows) < runs:
+        parts.append(f"only in {words.listing(rows['label'])}")
+    return f"**{variant}**: {'. '.join(part[0].upper() + part[1:] for part in parts)}." if parts else ""
+
+
+def kl(row: Any) -> str:
+    """A row's KL with its standard error."""
+    return words.plus_minus(row["kl"], row["kl_se"])
+
+
+def _milliseconds(value: float) -> str:
+    return f"{words.number(value)} ms"
+
+
+def shown(value: Any) -> str:
+    """A setting as text."""
+    return words.MISSING if value is None else str(value)

@@ -1,0 +1,158 @@
+"""The page of several runs: tables, a figure of every measure, and the files that hold them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from attnopt.core.errors import UserError
+from attnopt.core.files import written_aside
+from attnopt.report.compare import runs as revisions
+from attnopt.report.compare.data import Comparison, kl, shown
+from attnopt.report.context import KL, LEVELS
+from attnopt.report.params import ReportParams
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.figures import Axis, Figure, Panel, Series, one_view, row_height
+from attnopt.report.parts.tables import Table, column, csv
+from attnopt.report.render import fill as render
+from attnopt.report.render import png
+
+
+def write_comparison(sources: Sequence[str], params: ReportParams, out: Path) -> Path:
+    """Read every run, write compare.html, compare.md and the folder compare (figures and CSV) into `out`.
+
+    Returns: the page. Raises: UserError that names a run that cannot be read.
+    """
+    if len(sources) < 2:
+        raise UserError("--compare takes two or more runs: folders, git revisions or experiments' names")
+    comparison = Comparison([revisions.read_run(source, params) for source in sources])
+    drawings, files = figures(comparison), downloads(comparison)
+    with written_aside(out / "compare") as folder:
+        folder.mkdir()
+        drawn = {figure.name: [path.name for path in png.draw_png(figure, folder)] for figure in drawings}
+        for name, text in files.items():
+            (folder / f"{name}.csv").write_text(text, encoding="utf-8")
+    values = {"comparison": comparison, "title": f"{len(sources)} runs compared"}
+    values |= {"figures": drawings, "results": _results(comparison), "runs": _settings(comparison)}
+    pages = {
+        "compare.html": render.fill_html("compare.html.j2", drawings, files, comparison.looks, **values),
+        "compare.md": render.fill_markdown("compare.md.j2", drawn=drawn, data="compare", images="compare", **values),
+    }
+    for name, text in pages.items():
+        with written_aside(out / name) as aside:
+            aside.write_text(text, encoding="utf-8")
+    return out / "compare.html"
+
+
+def figures(comparison: Comparison) -> list[Figure]:
+    """Every measure over the setting that differs, or by run; none where nothing was measured."""
+    every, moved = comparison.frame, comparison.moved
+    rows = every[every["variant"].isin(moved)] if moved else every
+    names = {measure: name for measure, name in _names(comparison).items() if rows[measure].notna().any()}
+    over = f"over {comparison.numeric}" if comparison.numeric else "by run"
+    left_out = " Variants that are the same in every run are left out." if len(rows) < len(every) else ""
+    figure = Figure(
+        name="compare",
+        title=f"Every measure, {over}",
+        alt=f"{'; '.join(names.values())}; {over}, of {words.listing(dict.fromkeys(rows['variant']))}",
+        caption=f"Bars and bands: one standard error of the KL, quartiles of the time.{left_out} "
+        f"{comparison.runs[0].context.hardware}",
+        views=one_view(*(_panel(comparison, rows, measure, name) for measure, name in names.items())),
+        frame=comparison.numbers(rows),
+        command=comparison.command,
+        columns=2,
+        height=260 if comparison.numeric else max(160, row_height(len(comparison.runs))),
+    )
+    return [figure] if names else []
+
+
+def _panel(comparison: Comparison, rows: pd.DataFrame, measure: str, name: str) -> Panel:
+    log = measure == "state" and bool((rows[measure].dropna() > 0).all())
+    series = [_series(comparison, own, measure) for _, own in rows.groupby("variant", sort=False)]
+    if comparison.numeric is None:
+        return Panel("", Axis(name, log=log), Axis("", categories=comparison.labels), series)
+    values = sorted(map(float, comparison.differing[comparison.numeric]))
+    wide = values[0] > 0 and values[-1] >= 4 * values[0]
+    return Panel("", Axis(comparison.numeric, log=wide, ticks=values), Axis(name, log=log), series)
+
+
+def _series(comparison: Comparison, rows: pd.DataFrame, measure: str) -> Series:
+    variant = str(rows["variant"].iloc[0])
+    context = next(run.context for run in comparison.runs if variant in run.context.looks)
+    places = comparison.differing[comparison.numeric] if comparison.numeric else comparison.labels
+    rows = rows.assign(at=[places[run] for run in rows["run"]])
+    rows = rows.sort_values("at") if comparison.numeric else rows
+    low, high = _range(rows, measure)
+    interval: dict[str, Any] = {"low": low, "high": high, "notes": list(rows["label"])}
+    if comparison.numeric:
+        return context.series(variant, rows["at"], rows[measure], **interval)
+    return context.series(variant, rows[measure], rows["at"], along="x", line=False, **interval)
+
+
+def _names(comparison: Comparison) -> dict[str, str]:
+    at = f" at {words.length(comparison.length)} tokens" if comparison.length else ""
+    return {
+        "kl": KL,
+        "ppl_ratio": "perplexity over the teacher’s",
+        "decode_ms": f"decoding{at}, ms per token",
+        "state": f"state{at}, bytes per sequence",
+    }
+
+
+def _results(comparison: Comparison) -> Table:
+    at = f" at {words.length(comparison.length)}" if comparison.length else ""
+    leaks = set().union(*(run.context.records.leaks for run in comparison.runs))
+    return Table(
+        name="compare_results",
+        title="Variants by run",
+        columns={
+            "variant": lambda r: f"{r['variant']} (leaks)" if r["variant"] in leaks else r["variant"],
+            "run": column("label"),
+            "KL": kl,
+            "perplexity over teacher's": column("ppl_ratio", words.times),
+            f"decode{at}, ms": column("decode_ms", words.number),
+            f"prefill{at}, ms": column("prefill_ms", words.number),
+            f"state{at}": column("state", words.size),
+        },
+        frame=comparison.numbers(comparison.frame),
+        command=comparison.command,
+        note=f"The {comparison.runs[0].context.params.split} split, KL in nats per token, ± one standard error. "
+        f"{_where(comparison)}",
+        text={"variant", "run"},
+    )
+
+
+def _settings(comparison: Comparison) -> Table:
+    keys = list(comparison.differing)
+    rows = [[shown(comparison.differing[key][i]) for key in keys] for i in range(len(comparison.runs))]
+    frame = pd.DataFrame(rows, columns=keys)
+    frame.insert(0, "read from", [run.source for run in comparison.runs])
+    return Table(
+        name="compare_runs",
+        title="The runs, and what differs in their params.yaml",
+        columns={str(key): column(str(key)) for key in frame.columns},
+        frame=frame,
+        command=comparison.command,
+        text=set(frame.columns) if not comparison.numeric else {"read from"},
+    )
+
+
+def _where(comparison: Comparison) -> str:
+    levels = set(comparison.frame["level"].dropna())
+    measured = words.listing(LEVELS[level] for level in sorted(levels))
+    return f"Times and state: {measured}. {comparison.runs[0].context.hardware}" if levels else ""
+
+
+def downloads(comparison: Comparison) -> dict[str, str]:
+    """Every table and figure's numbers as CSV."""
+    files = {table.name: csv(table.frame) for table in (_results(comparison), _settings(comparison))}
+    return files | {f"figure_{figure.name}": csv(figure.frame) for figure in figures(comparison)}
+
+
+def _range(rows: pd.DataFrame, measure: str) -> tuple[list[float] | None, list[float] | None]:
+    if measure == "kl":
+        return list(rows["kl"] - rows["kl_se"]), list(rows["kl"] + rows["kl_se"])
+    if measure == "decode_ms":
+        return list(rows["decode_ms_q1"]), list(rows["decode_ms_q3"])
+    return None, None

@@ -1,0 +1,21 @@
+"""The section `report` of params.yaml."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ReportParams(BaseModel):
+    """The `report` section of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    title: Annotated[str, Field(min_length=1)] = "What can replace softmax attention?"
+    split: Literal["test", "valid"] = "test"
+    """The split that quality is read from."""
+    lengths: list[Annotated[int, Field(ge=1)]] = []
+    """Context lengths, in tokens, to choose a variant for; empty: the longest measured.
+
+    One that is up to 8 times the longest measured is extrapolated, and called that."""
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    """Bootstrap resamples behind every interval."""

@@ -1,0 +1,107 @@
+"""Tables of the bench that are beside the crossovers: what a memory holds, train steps, batches; disputed peaks."""
+
+from typing import Any
+
+import pandas as pd
+
+from attnopt.report.context import LEVELS, Context
+from attnopt.report.data import summary
+from attnopt.report.parts import formats as words
+from attnopt.report.parts.tables import Table, column
+
+
+def disputed(context: Context) -> list[str]:
+    """Says how many peaks of memory two measurements do not agree on, and whose."""
+    checked = context.records.bench[context.records.bench["memory_agrees"].isin([True, False])]
+    table = checked[checked["memory_agrees"].eq(False)]
+    if not len(checked):
+        return []
+    if not len(table):
+        return [f"Two ways of measuring agree on all of {len(checked)} peaks of memory."]
+    own = table[table["subject"] == "variant"]
+    names = f": {context.names(list(dict.fromkeys(own['variant'])))}" if len(own) else ", none of a variant's own"
+    return [f"{len(table)} of {len(checked)} peaks of memory are disputed by a second way of measuring{names}."]
+
+
+def tables(context: Context) -> list[Table]:
+    return [*_capacity(context), *_train(context), *_batches(context)]
+
+
+def _capacity(context: Context) -> list[Table]:
+    """How many sequences decode side by side in a memory, beside softmax of the same run."""
+    rows = context.records.capacity
+    rows = rows[rows["kind"] != "softmax"]
+    own, softmax = (rows[rows["subject"] == subject] for subject in ("variant", "softmax"))
+    keys = ["variant", "length", "memory_gib"]
+    frame = own.merge(softmax[[*keys, "sequences", "sequence_mib"]], on=keys, how="left", suffixes=("", "_softmax"))
+    frame = frame[frame["length"] == frame["length"].max()]
+    if not len(frame):
+        return []
+    length, memory = frame["length"].iloc[0], frame["memory_gib"].iloc[0]
+    return [
+        _table(
+            context,
+            "capacity",
+            f"Sequences of {words.length(length)} tokens that decode side by side in {words.number(memory)} GiB",
+            frame.drop(columns=["control", "batches"], errors="ignore"),
+            {
+                "sequences": column("sequences", words.count),
+                "softmax": column("sequences_softmax", words.count),
+                "MiB each": column("sequence_mib", words.number),
+                "softmax, MiB each": column("sequence_mib_softmax", words.number),
+                "weights, MiB": column("weights_mib", words.number),
+            },
+            "Computed from measured weights, states and peaks of memory; softmax is that of the same run.",
+        )
+    ]
+
+
+def _train(context: Context) -> list[Table]:
+    parts = [summary.bench_rows(context.records, level, "train") for level in summary.levels(context.records)]
+    return _timed(context, "train_steps", "Forward and backward of one training step", parts)
+
+
+def _batches(context: Context) -> list[Table]:
+    """Prefill and decoding of more sequences at once than in every other table."""
+    table = context.records.bench
+    more = sorted(table.loc[table["batch"] > table["batch"].min(), "batch"].unique())
+    parts = [
+        summary.bench_rows(context.records, "model", phase, batch) for batch in more for phase in ("prefill", "decode")
+    ]
+    return _timed(context, "batches", "More sequences at once", parts)
+
+
+def _timed(context: Context, name: str, title: str, parts: list[pd.DataFrame]) -> list[Table]:
+    parts = [rows for part in parts if len(rows := part[part["kind"] != "softmax"])]
+    if not parts:
+        return []
+    keep = ["variant", "level", "phase", "unit", "length", "batch", "median", "q1", "q3", "baseline", "ratio"]
+    keep += ["peak_mib", "baseline_peak", "memory_agrees", "noisy"]
+    cells = {
+        "level": column("level", LEVELS.__getitem__),
+        "phase": column("phase"),
+        "tokens": column("length", words.length),
+        "batch": column("batch", words.count),
+        "time": lambda r: f"{words.number(r['median'])} {r['unit']} {words.interval(r['q1'], r['q3'])}",
+        "over softmax's": column("ratio", words.times),
+        "peak, MiB": _peak,
+        "softmax's peak": column("baseline_peak", words.number),
+    }
+    note = f"Median and quartiles; softmax (SDPA) of the same run. {context.hardware}"
+    return [_table(context, name, title, pd.concat(parts, ignore_index=True)[keep], cells, note)]
+
+
+def _peak(row: Any) -> str:
+    return words.number(row["peak_mib"]) + (" (disputed)" if row["memory_agrees"] is False else "")
+
+
+def _table(context: Context, name: str, title: str, frame: pd.DataFrame, cells: dict[str, Any], note: str) -> Table:
+    return Table(
+        name=name,
+        title=title,
+        columns={"variant": column("variant", context.name)} | cells,
+        frame=frame,
+        command="dvc repro bench",
+        note=note,
+        text={"variant", "level", "phase"},
+    )

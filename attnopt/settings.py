@@ -1,0 +1,120 @@
+"""params.yaml, typed and validated before any work: unknown keys, wrong types and ranges are refused by name."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from attnopt.bench.params import BenchParams
+from attnopt.core.errors import UserError
+from attnopt.core.section import Count, spelling_hint, validated
+from attnopt.corpus.params import CorpusParams
+from attnopt.evaluation.params import EvaluateParams, SampleParams
+from attnopt.report.params import ReportParams
+from attnopt.teacher.params import TeacherParams
+from attnopt.training.params import AlignParams, DistillParams, LoraParams, SeedParams, TransferParams, Variant
+
+
+class Settings(BaseModel):
+    """The whole of params.yaml; variants' sections are reached through `variant(name)`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    variants: Annotated[dict[str, str], Field(min_length=1)]
+    controls: list[str] = []
+    """Variants that are there to compare with, and never ranked."""
+    seeds: Annotated[list[Count], Field(min_length=1)]
+    seed: SeedParams = SeedParams()
+    corpus: CorpusParams = CorpusParams()
+    teacher: TeacherParams = TeacherParams()
+    transfer: TransferParams = TransferParams()
+    align: AlignParams = AlignParams()
+    distill: DistillParams = DistillParams()
+    lora: LoraParams = LoraParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    sample: SampleParams = SampleParams()
+    bench: BenchParams = BenchParams()
+    report: ReportParams = ReportParams()
+
+    def variant(self, name: str) -> Variant:
+        """One variant with its options. Raises UserError that lists the variants where there is none of that name."""
+        from attnopt import mechanisms
+
+        if name not in self.variants:
+            raise UserError(
+                f"unknown variant '{name}'{spelling_hint(name, self.variants)}; known: {', '.join(self.variants)}"
+            )
+        section = dict((self.model_extra or {})[name] or {})
+        try:
+            cls = mechanisms.load_mechanism(self.variants[name])
+        except ValueError as error:
+            raise UserError(f"params.yaml: variants.{name}: {error}") from None
+        own: dict[str, Any] = {key: section.pop(key) for key in ("layers", "weights", "seeds") if key in section}
+        for key in ("seed", "transfer", "align", "distill", "lora"):
+            common = getattr(self, key)
+            merged = common.model_dump() | _swap_budget(section.pop(key, None) or {})
+            own[key] = validated(type(common), merged, f"{name}.{key}")
+        options = validated(cls.Options, section, name)
+        own = {"name": name, "kind": cls.kind, "options": options, "seeds": self.seeds} | own
+        return validated(Variant, own, name)
+
+
+def load_settings(path: str | Path = "params.yaml") -> Settings:
+    """Read and validate a params.yaml, all of it.
+
+    Raises: UserError, one line, naming the key, what was there, and what is allowed or the nearest name.
+    """
+    try:
+        content = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run attnopt in the project's folder") from None
+    except (UnicodeDecodeError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not readable YAML: {reason}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must be a mapping of sections, it is a {type(content).__name__}")
+    params = validated(Settings, content, "")
+    _check_sections(params)
+    for name in params.variants:
+        _check_defined(params.variant(name), params.teacher)
+    return params
+
+
+def _check_defined(variant: Variant, teacher: TeacherParams) -> None:
+    """Losses that weigh tokens by the student, or flatten the teacher, need its whole distributions."""
+    p = variant.distill
+    wrong = {"kl": p.kl in ("reverse", "jsd"), "temperature": p.temperature != 1}
+    for key in (key for key in wrong if wrong[key] and teacher.sparse):
+        needs = f"distill.{key} {getattr(p, key)} needs whole distributions"
+        keeps = f"teacher.logits {teacher.logits} keeps a part"
+        raise UserError(f"params.yaml: {variant.name}: {needs}, and {keeps}: set it to hidden, online or dense")
+
+
+def _check_sections(params: Settings) -> None:
+    extra = params.model_extra or {}
+    known = [*Settings.model_fields, *params.variants]
+    for key in extra:
+        if key not in params.variants:
+            hint = (
+                spelling_hint(key, known)
+                or f"; sections are {', '.join(Settings.model_fields)} and one for each variant"
+            )
+            raise UserError(f"params.yaml: unknown key '{key}'{hint}")
+    for name in params.variants:
+        if name in Settings.model_fields:
+            raise UserError(f"params.yaml: variants: '{name}' is the name of a section; choose another")
+        if name not in extra:
+            raise UserError(f"params.yaml: variant '{name}' has no section; add `{name}: {{}}` for its defaults")
+        if not isinstance(extra[name], dict | None):
+            raise UserError(f"params.yaml: {name}: must be a mapping of options, it is {extra[name]!r}")
+    for name in params.controls:
+        if name not in params.variants:
+            raise UserError(f"params.yaml: controls: '{name}' is no variant{spelling_hint(name, params.variants)}")
+
+
+def _swap_budget(own: dict[str, Any]) -> dict[str, Any]:
+    """A variant that sets steps or epochs thereby unsets the other."""
+    other = {"steps": "epochs", "epochs": "steps"}
+    return {other[k]: None for k in other if own.get(k) is not None and other[k] not in own} | own

@@ -1,0 +1,60 @@
+"""How far a student is from its teacher, token by token: dense, both directions, on held-out text."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnopt.core.device import token_ids
+from attnopt.teacher.head import Head, hidden_states
+
+SUMS = ("kl_forward", "kl_reverse", "jsd", "top1_agreement", "ce", "teacher_ce")
+
+
+def compare_distributions(log_p: Tensor, log_q: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Per token (N,), from log-distributions (N, V) of teacher and student: divergences in nats, agreement, losses.
+
+    The divergences are those of `attnopt.losses.divergence`, in one pass over the vocabulary.
+    """
+    p, q = log_p.exp(), log_q.exp()
+    own_p, own_q = (p * log_p).sum(-1), (q * log_q).sum(-1)
+    m = (p + q) / 2
+    return {
+        "kl_forward": own_p - (p * log_q).sum(-1),
+        "kl_reverse": own_q - (q * log_p).sum(-1),
+        "jsd": (own_p + own_q) / 2 - torch.xlogy(m, m).sum(-1),
+        "top1_agreement": (log_p.argmax(-1) == log_q.argmax(-1)).float(),
+        "ce": -log_q.gather(-1, targets[:, None])[:, 0],
+        "teacher_ce": -log_p.gather(-1, targets[:, None])[:, 0],
+    }
+
+
+@torch.no_grad()
+def per_token(
+    student: Any,
+    head: Head,
+    teacher_hidden: Callable[[slice, Tensor], Tensor],
+    teacher_head: Head,
+    blocks: np.ndarray,
+    batch: int = 16,
+    progress: Any = iter,
+) -> dict[str, np.ndarray]:
+    """Every measure of `compare` as an array (blocks, T - 1), in float32 and without autocast.
+
+    Args:
+        teacher_hidden: gives the teacher's final hidden states (b, T, C) of a slice of the blocks, and their ids.
+    """
+    device = head.weight.device
+    found: dict[str, list[Tensor]] = {name: [] for name in SUMS}
+    for start in progress(range(0, len(blocks), batch)):
+        part = slice(start, start + batch)
+        ids = token_ids(blocks[part], device)
+        ours, theirs = hidden_states(student, ids)[:, :-1], teacher_hidden(part, ids)[:, :-1]
+        for row in range(len(ids)):
+            log_p = torch.log_softmax(teacher_head(theirs[row].to(teacher_head.weight.dtype)).float(), -1)
+            log_q = torch.log_softmax(head(ours[row]).float(), -1)
+            for name, values in compare_distributions(log_p, log_q, ids[row, 1:]).items():
+                found[name].append(values.cpu())
+    return {name: torch.stack(values).numpy() for name, values in found.items()}

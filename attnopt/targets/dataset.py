@@ -1,0 +1,78 @@
+"""What distillation learns from and evaluation measures against."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnopt.core.device import on_device
+from attnopt.core.errors import UserError
+from attnopt.core.files import read_json
+from attnopt.core.paths import CORPUS, TEACHER
+from attnopt.corpus.blocks import read_blocks, read_manifest
+from attnopt.corpus.sources import SPLITS
+from attnopt.targets.forms import TargetForm, form_of
+from attnopt.targets.store import Stored
+from attnopt.targets.targets import HiddenTargets, Targets
+from attnopt.teacher.head import Head, head_of, hidden_states
+from attnopt.teacher.model import load_teacher, teacher_fingerprint
+from attnopt.teacher.params import TeacherParams
+
+
+@dataclass
+class Dataset:
+    """What a run learns from: the teacher and each split's blocks (n, T).
+
+    Args:
+        cached: the splits whose hidden states (T, C) of each block are cached.
+        outputs: the train split's cache in another form.
+    """
+
+    teacher: Any
+    blocks: dict[str, np.ndarray]
+    cached: dict[str, Stored]
+    outputs: tuple[TargetForm, Stored] | None = None
+
+    @cached_property
+    def head(self) -> Head:
+        """The teacher's."""
+        return head_of(self.teacher)
+
+    def hidden(self, split: str, rows: Any, ids: Tensor) -> Tensor:
+        """(b, T, C) the teacher's final hidden states for the rows of a split, cached or computed."""
+        if split not in self.cached:
+            with torch.no_grad():
+                return hidden_states(self.teacher, ids)
+        return on_device(self.cached[split].stack("hidden", rows), ids.device).float()
+
+    def targets(self, split: str, rows: Any, ids: Tensor) -> Targets:
+        """What the teacher says at the b (T - 1) positions that predict a token of the blocks `rows`, ids (b, T)."""
+        if self.outputs and split == "train":
+            form, stored = self.outputs
+            return form.decode([stored.block(row) for row in rows], ids.device)
+        return HiddenTargets(self.hidden(split, rows, ids)[:, :-1].flatten(0, 1), self.head)
+
+
+def load_dataset(params: TeacherParams) -> tuple["Dataset", Any]:
+    """What `data/corpus` and `data/teacher` hold, with the teacher itself; and the teacher's tokenizer.
+
+    Raises: UserError naming the folder where one is missing, damaged, or made with another teacher or
+    """
+    model, tokenizer = load_teacher(params)
+    manifest = read_json(TEACHER / "manifest.json")
+    if manifest["fingerprint"] != teacher_fingerprint(model):
+        raise UserError(f"{TEACHER} was made with another teacher: run `dvc repro cache-logits`")
+    if manifest["corpus"] != read_manifest(CORPUS)["sha256"]:
+        raise UserError(f"{TEACHER} was made with another corpus: run `dvc repro cache-logits`")
+    if any(manifest["source"].get(key) != getattr(params, key) for key in ("logits", "topk", "draws")):
+        raise UserError(f"{TEACHER} was made with another teacher.logits: run `dvc repro cache-logits`")
+    stored = {split: Stored(TEACHER / split, entry) for split, entry in manifest["splits"].items()}
+    hidden = {split: part for split, part in stored.items() if manifest["splits"][split]["form"] == "hidden"}
+    form = form_of(params, model.config.vocab_size)
+    blocks = {split: read_blocks(CORPUS, split) for split in SPLITS}
+    if any(len(part) != len(blocks[split]) for split, part in stored.items()):
+        raise UserError(f"{TEACHER} holds other blocks than {CORPUS}: run `dvc repro cache-logits`")
+    return Dataset(model, blocks, hidden, (form, stored["train"]) if form else None), tokenizer

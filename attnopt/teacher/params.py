@@ -1,0 +1,34 @@
+"""The section `teacher` of params.yaml."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from attnopt.core.section import Positive, Section, require_key
+
+
+class TeacherParams(Section):
+    """The frozen original. `hub` takes id and revision, `path` a folder, `gguf` a package or a .gguf file in path.
+
+    `logits` is how its outputs over the training text are kept, see attnopt/logits.py; hidden is exact.
+    """
+
+    source: Literal["bundled", "hub", "path", "gguf"] = "bundled"
+    id: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    logits: Literal["hidden", "online", "dense", "topk", "sampled"] = "hidden"
+    topk: Positive = 32
+    """Tokens that logits topk keeps at each position."""
+    draws: Annotated[int, Field(ge=1, lt=2**16)] = 64
+    """Draws of logits sampled at each position."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "TeacherParams":
+        return require_key(self, {"hub": "id", "path": "path", "gguf": "path"})
+
+    @property
+    def sparse(self) -> bool:
+        """Whether only a part of each distribution is kept."""
+        return self.logits in ("topk", "sampled")

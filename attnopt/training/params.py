@@ -1,0 +1,129 @@
+"""The sections of params.yaml that training owns: transfer, align, distill, lora, seed; and a variant with its own."""
+
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from attnopt.core.section import Count, Positive, Section
+from attnopt.student.swap import Swap
+
+
+class StageParams(Section):
+    """A stage of training: its budget, learning rates, and what trains. A variant's section overrides single keys."""
+
+    steps: Count | None = 0
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    mechanism_lr: Annotated[float, Field(gt=0)] | None = None
+    """Of the mechanism's own parameters; null: lr."""
+    warmup: Count = 20
+    train: Literal["mechanism", "attention", "all"] = "attention"
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set either steps or epochs, and the other to null")
+        return self
+
+
+class TransferParams(StageParams):
+    """Attention transfer: every layer's output matched on the teacher's own inputs."""
+
+    loss: Literal["outputs", "weights", "both"] = "outputs"
+
+
+class AlignParams(StageParams):
+    """The hidden states after every layer matched, the student running on its own."""
+
+
+class DistillParams(StageParams):
+    """Distillation on logits, and what all stages share: batches, precision, processes, logging."""
+
+    steps: Count | None = 200
+    kl: Literal["forward", "reverse", "jsd", "none"] = "forward"
+    ce_weight: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    patience: Positive | None = None
+    """Stop after this many looks at the validation KL without a new best, and keep the best; null: train to the end."""
+    keep: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default=[])
+    """Shares of the training after which a student is kept besides the last, to be evaluated and to write too."""
+    batch: Positive = 8
+    """Blocks per step, over all processes."""
+    accumulate: Positive = 1
+    """Parts of a process' share of the batch that are taken one after the other."""
+    processes: Positive = 1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    fit: bool = True
+    fit_blocks: Positive = 16
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    loss_chunk: Positive = 256
+    log_every: Positive = 10
+    valid_every: Positive = 50
+    valid_blocks: Positive = 32
+    checkpoint_every: Positive = 50
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.batch % (self.processes * self.accumulate):
+            parts = f"{self.processes} processes x {self.accumulate} parts"
+            raise ValueError(f"batch: {self.batch} blocks do not divide into {parts}")
+        if self.kl == "none" and not self.ce_weight:
+            raise ValueError("kl: none needs a ce_weight above 0, or there is nothing to learn from")
+        return self
+
+
+class LoraParams(StageParams):
+    """A light last stage: low-rank adapters on the attention's projections, merged when it ends."""
+
+    rank: Positive = 8
+    alpha: Positive = 16
+    targets: list[str] | None = None
+    """Last parts of the projections' names, such as v_proj and o_proj; null: all of the attention layers."""
+
+
+class SeedParams(Section):
+    """What a run's seed drives, unless fixed here: with data fixed, `seeds` give the spread over random features."""
+
+    data: Count | None = None
+    features: Count | None = None
+
+
+class Seeds(NamedTuple):
+    """Of one run: its name, the order of its data, and what its mechanisms draw."""
+
+    run: int
+    data: int
+    features: int
+
+
+class Variant(Section):
+    """What every variant's section may hold beside its mechanism's own options."""
+
+    name: str
+    kind: str
+    options: Any
+    layers: list[Count] | None = None
+    """The layers that it replaces; the others keep softmax. Null: all."""
+    weights: Literal["teacher", "random"] = "teacher"
+    """What the attention layers' weights start from; random is a control."""
+    seeds: Annotated[list[Count], Field(min_length=1)]
+    seed: SeedParams
+    transfer: TransferParams
+    align: AlignParams
+    distill: DistillParams
+    lora: LoraParams
+
+    @property
+    def swap(self) -> Swap:
+        """What replaces softmax in its students."""
+        return Swap(self.kind, self.options, self.layers, self.weights)
+
+    def stage(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def runs(self) -> list[Seeds]:
+        """One for each of the variant's seeds."""
+        data, features = self.seed.data, self.seed.features
+        return [Seeds(s, s if data is None else data, s if features is None else features) for s in self.seeds]

@@ -1,0 +1,76 @@
+"""A student on disk: small, whole, and refused where it does not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import attnopt
+from attnopt import settings as params
+from attnopt.core.errors import UserError
+from attnopt.student import build as students
+from attnopt.student import files as delta
+from attnopt.teacher import model as teacher
+
+IDS = torch.arange(1, 12)[None]
+
+
+@pytest.fixture
+def saved(workspace) -> Path:
+    """A student `none` whose attention weights moved."""
+    settings = params.load_settings()
+    model, _ = teacher.load_teacher(settings.teacher)
+    student = students.build_student(model, settings.variant("none").swap, seed=0)
+    with torch.no_grad():
+        student.transformer.h[0].attn.c_proj.weight.add_(0.1)
+    folder = workspace.path / "models" / "none" / "0"
+    delta.save_student(
+        folder,
+        student,
+        model,
+        {"kind": "none", "options": {}, "layers": None, "teacher": settings.teacher.model_dump()},
+    )
+    saved_logits = student(IDS).logits
+    torch.save(saved_logits, workspace.path / "logits.pt")
+    return folder
+
+
+def test_only_what_changed_is_saved_and_the_loaded_student_is_the_same(saved: Path) -> None:
+    assert list(load_file(saved / "weights.safetensors")) == ["transformer.h.0.attn.c_proj.weight"]
+    student = attnopt.load(saved)
+    assert torch.equal(student(IDS).logits, torch.load("logits.pt"))
+    assert student.generate(IDS, max_new_tokens=4, do_sample=False).shape[1] > IDS.shape[1]
+    assert student.tokenizer.decode([5])
+
+
+def test_a_student_of_another_teacher_is_refused(saved: Path) -> None:
+    model, _ = teacher.load_teacher(params.load_settings().teacher)
+    model.transformer.wte.weight.add_(0.01)
+    model.save_pretrained("teacher")
+    with pytest.raises(UserError, match="student of another teacher"):
+        attnopt.load(saved)
+
+
+def test_damaged_students_are_refused_by_file(saved: Path) -> None:
+    weights = saved / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"weights.safetensors is damaged"):
+        attnopt.load(saved)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"weights.safetensors is missing"):
+        attnopt.load(saved)
+    (saved / "student.json").write_text("{")
+    with pytest.raises(UserError, match=r"student.json is damaged"):
+        attnopt.load(saved)
+    with pytest.raises(UserError, match="is no student"):
+        attnopt.load(saved.parent)
+
+
+def test_a_student_of_another_format_or_mechanism_is_refused(saved: Path) -> None:
+    description = json.loads((saved / "student.json").read_text())
+    for change, expected in {"format": (99, "format 99"), "kind": ("magic", "unknown mechanism 'magic'"), "options": ({"x": 1}, "does not fit")}.items():  # fmt: skip
+        (saved / "student.json").write_text(json.dumps(description | {change: expected[0]}))
+        with pytest.raises(UserError, match=expected[1]):
+            attnopt.load(saved)

@@ -1,0 +1,78 @@
+"""params.yaml: what is right loads, what is wrong is named in one line."""
+
+import re
+
+import pytest
+from conftest import ROOT, Workspace
+
+from attnopt import settings as params
+from attnopt.core.errors import UserError
+
+WRONG = {
+    "misspelt section": ({"distil": {"steps": 3}}, "unknown key 'distil' (did you mean 'distill'?)"),
+    "misspelt key": ({"distill": {"stepz": 3}}, "unknown key 'distill.stepz' (did you mean 'steps'?)"),
+    "misspelt option": ({"none": {"featurs": 3}}, "unknown key 'none.featurs'"),
+    "misspelt override": ({"none": {"distill": {"lrr": 1}}}, "unknown key 'none.distill.lrr' (did you mean 'lr'?)"),
+    "wrong type": ({"distill": {"batch": "many"}}, "'distill.batch' is 'many'"),
+    "out of range": ({"distill": {"lr": -1.0}}, "'distill.lr' is -1.0: input should be greater than 0"),
+    "not a choice": ({"distill": {"kl": "sideways"}}, "'forward', 'reverse', 'jsd' or 'none'"),
+    "not a number": ({"distill": {"lr": float("nan")}}, "'distill.lr' is nan"),
+    "no variants": ({"variants": {}}, "variants: Dictionary should have at least 1 item"),
+    "unknown mechanism": ({"variants": {"none": "nonne"}}, "variants.none: unknown mechanism 'nonne' (did you mean none?)"),
+    "no section": ({"variants": {"extra": "none"}}, "variant 'extra' has no section; add `extra: {}`"),
+    "section's name": ({"variants": {"bench": "none"}}, "'bench' is the name of a section"),
+    "no path": ({"corpus": {"path": None}}, "source files needs the key 'path'"),
+    "a teacher without end": ({"corpus": {"source": "teacher"}}, "source teacher needs the key 'max_tokens'"),
+    "less than a block": ({"corpus": {"source": "teacher", "max_tokens": 9}}, "max_tokens 9 does not fill one block of 32"),
+    "no held-out path": ({"corpus": {"source": "teacher", "held_out": "files", "path": None, "max_tokens": 99}}, "held_out files needs the key 'path'"),
+    "two budgets": ({"distill": {"epochs": 1.0}}, "set either steps or epochs"),
+    "reverse KL of a part": ({"teacher": {"logits": "topk"}, "distill": {"kl": "reverse"}}, "none: distill.kl reverse needs whole distributions, and teacher.logits topk keeps a part"),
+    "JSD of a part": ({"teacher": {"logits": "sampled"}, "none": {"distill": {"kl": "jsd"}}}, "none: distill.kl jsd needs whole distributions, and teacher.logits sampled keeps"),
+    "a temperature of a part": ({"teacher": {"logits": "sampled"}, "distill": {"temperature": 2.0}}, "distill.temperature 2.0 needs whole distributions, and teacher.logits sampled"),
+    "a list for a section": ({"none": [1]}, "none: must be a mapping"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_one_line_that_names_the_key(workspace: Workspace, case: str) -> None:
+    changes, expected = WRONG[case]
+    workspace.set(**changes)
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
+        params.load_settings()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a: [", "not readable YAML"), ("- 1\n", "must be a mapping"), ("", "must be")]
+)
+def test_a_file_that_is_no_mapping_is_refused(workspace: Workspace, text: str, expected: str) -> None:
+    workspace.params.write_text(text)
+    with pytest.raises(UserError, match=expected):
+        params.load_settings()
+
+
+def test_a_missing_file_says_where_to_run(workspace: Workspace) -> None:
+    workspace.params.unlink()
+    with pytest.raises(UserError, match="run attnopt in the project's folder"):
+        params.load_settings()
+
+
+def test_an_unknown_variant_lists_the_known(workspace: Workspace) -> None:
+    with pytest.raises(UserError, match="unknown variant 'perfomer'; known: softmax, none"):
+        params.load_settings().variant("perfomer")
+
+
+def test_a_variant_overrides_single_keys_of_the_budget(workspace: Workspace) -> None:
+    workspace.set(none={"distill": {"epochs": 2.0}, "layers": [1]})
+    variant = params.load_settings().variant("none")
+    assert (variant.distill.epochs, variant.distill.steps, variant.distill.batch) == (2.0, None, 4)
+    assert variant.layers == [1]
+
+
+def test_numbers_are_read_as_yaml_1_2_writes_them(workspace: Workspace) -> None:
+    workspace.params.write_text(workspace.params.read_text().replace("steps: 12", "steps: 12\n  lr: 1e-05"))
+    assert params.load_settings().distill.lr == 1e-5
+
+
+def test_the_committed_params_are_valid() -> None:
+    assert params.load_settings(ROOT / "params.yaml").variants

@@ -1,0 +1,205 @@
+"""The trainer: it learns, stops where it must, and survives being killed without a trace in its results."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, Workspace
+from safetensors.torch import load_file
+
+from attnopt import settings as params
+from attnopt.core.checkpoint import Checkpoint, key_of
+from attnopt.core.errors import RunError, UserError
+from attnopt.targets.dataset import load_dataset
+from attnopt.training import log as journal
+from attnopt.training import schedule
+from attnopt.training import trainer as distill
+
+
+@pytest.fixture
+def prepared(workspace: Workspace) -> Workspace:
+    workspace.run("tokenize", "cache-logits")
+    return workspace
+
+
+def record(variant: str) -> dict:
+    return json.loads(Path(f"results/distill/{variant}/0/record.json").read_text())
+
+
+def test_a_zero_step_softmax_student_is_the_teacher(prepared: Workspace) -> None:
+    prepared.run("distill softmax", "evaluate softmax")
+    result = json.loads(Path("results/evaluate/softmax/0/record.json").read_text())["splits"]["test"]
+    assert abs(result["kl_forward"]) < 1e-5
+    assert abs(result["kl_reverse"]) < 1e-5
+    assert result["ppl_ratio"] == pytest.approx(1, abs=1e-4)
+    assert record("softmax")["trained_parameters"] == 0
+
+
+def test_training_lowers_the_held_out_kl(prepared: Workspace) -> None:
+    prepared.set(distill={"steps": 60, "lr": 0.01})
+    prepared.run("distill none")
+    found = record("none")
+    assert found["kl_end"] < 0.8 * found["kl_start"]
+    history = pd.read_csv("results/distill/none/0/history.csv")
+    assert list(history.columns) == list(journal.HISTORY)
+    assert history.step.tolist()[-1] == 60
+    assert history.valid_kl.dropna().iloc[-1] == pytest.approx(found["kl_end"], abs=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["mechanism", "attention", "all"])
+def test_the_scope_decides_which_weights_move(prepared: Workspace, scope: str) -> None:
+    prepared.set(distill={"train": scope})
+    prepared.run("distill none")
+    moved = set(load_file("models/none/0/weights.safetensors"))
+    attention = {n for n in moved if ".attn." in n}
+    assert bool(attention) == (scope != "mechanism")
+    assert bool(moved - attention) == (scope == "all")
+
+
+def test_an_online_teacher_gives_the_cached_result(prepared: Workspace) -> None:
+    prepared.run("distill none")
+    cached = record("none")["kl_end"]
+    prepared.set(teacher={"logits": "online"})
+    prepared.run("cache-logits", "distill none")
+    assert record("none")["kl_end"] == pytest.approx(cached, rel=1e-3)
+
+
+def test_every_pass_sees_every_block_once() -> None:
+    rows = np.concatenate([schedule.batch_rows(10, 4, step, seed=3) for step in range(5)])
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert rows[:10].tolist() != rows[10:].tolist()
+    assert schedule.batch_rows(10, 4, 1, seed=4).tolist() != rows[4:8].tolist()
+
+
+def test_the_schedule_warms_up_and_ends_at_zero() -> None:
+    rates = [schedule.factor(step, 100, 10) for step in range(101)]
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == rates[10] == 1
+    assert rates[100] == pytest.approx(0, abs=1e-9)
+
+
+def test_nan_stops_with_step_variant_and_last_checkpoint(prepared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = distill.Trainer.update
+
+    def poisoned(self: distill.Trainer, stage: distill.Stage, parts: list) -> tuple:
+        loss, kl, norm = step(self, stage, parts)
+        return (loss * float("nan") if stage.step == 7 else loss), kl, norm
+
+    monkeypatch.setattr(distill.Trainer, "update", poisoned)
+    with pytest.raises(RunError, match=r"none, seed 0: the loss is nan .* at step 8; last good checkpoint: step 6 \("):
+        prepared.run("distill none")
+    assert not Path("models/none/0").exists()
+
+
+COMMAND = [sys.executable, "-m", "attnopt.cli", "distill", "none"]
+
+
+def run_and_kill(env: dict, at_step: int) -> None:
+    """Start the stage, and kill it with SIGKILL once a checkpoint of `at_step` or later lies there."""
+    process = subprocess.Popen(COMMAND, env=env, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        files = list(Path(".checkpoints").glob("*/state.pt"))
+        if files and torch.load(files[0], weights_only=True)["step"] >= at_step:
+            break
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_and_started_again_it_ends_with_the_same_weights_and_metrics(prepared: Workspace) -> None:
+    prepared.set(distill={"steps": 400, "checkpoint_every": 20, "log_every": 20, "valid_every": 100})
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    run_and_kill(env, at_step=40)
+    assert not Path("models").exists()
+    subprocess.run(COMMAND, env=env, check=True, stderr=subprocess.DEVNULL)
+    resumed, history = load_file("models/none/0/weights.safetensors"), pd.read_csv("results/distill/none/0/history.csv")
+    assert not list(Path(".checkpoints").glob("*/state.pt"))
+    subprocess.run(COMMAND, env=env, check=True, stderr=subprocess.DEVNULL)
+    straight = load_file("models/none/0/weights.safetensors")
+    assert resumed.keys() == straight.keys()
+    assert all(torch.equal(resumed[n], straight[n]) for n in straight)
+    columns = ["step", "loss", "kl", "valid_kl", "lr", "grad_norm"]
+    pd.testing.assert_frame_equal(history[columns], pd.read_csv("results/distill/none/0/history.csv")[columns])
+
+
+def test_other_params_or_data_are_another_run(prepared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = params.load_settings().variant("none")
+    key = key_of("distill", variant, 0, "data")
+    assert key == key_of("distill", params.load_settings().variant("none"), 0, "data")
+    prepared.set(distill={"lr": 0.5})
+    assert key != key_of("distill", params.load_settings().variant("none"), 0, "data")
+    assert key != key_of("distill", variant, 1, "data")
+    assert key != key_of("distill", variant, 0, "other data")
+    monkeypatch.setattr("attnopt.core.checkpoint.code_digest", lambda: "other code")
+    assert key != key_of("distill", variant, 0, "data")
+
+
+def test_two_trainers_do_not_share_a_checkpoint(workspace: Workspace) -> None:
+    with Checkpoint("k").locked(), pytest.raises(UserError, match="another process trains this very run"), Checkpoint("k").locked():  # fmt: skip
+        pass
+
+
+def test_material_of_another_corpus_or_teacher_is_refused(prepared: Workspace) -> None:
+    prepared.set(corpus={"max_tokens": 500})
+    prepared.run("tokenize")
+    (prepared.path / "text" / "test.txt").write_text("other text entirely\n" * 40)
+    prepared.run("tokenize")
+    with pytest.raises(UserError, match="data/teacher was made with another corpus"):
+        load_dataset(params.load_settings().teacher)
+
+
+def test_students_are_kept_on_the_way(prepared: Workspace) -> None:
+    prepared.set(transfer={"steps": 10}, distill={"steps": 10, "keep": [0.25, 0.75]})
+    prepared.run("distill none", "evaluate none", "sample none")
+    folder = Path("models/none/0")
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["15", "5"]
+    kept = [
+        load_file(path / "weights.safetensors") for path in (*(folder / "checkpoints" / s for s in ("5", "15")), folder)
+    ]
+    assert all(any(not torch.equal(a[n], b[n]) for n in a) for a, b in pairwise(kept))
+    evaluated, written = (
+        json.loads(Path(f"results/{s}/none/0/record.json").read_text()) for s in ("evaluate", "sample")
+    )
+    kls = [c["splits"]["test"]["kl_forward"] for c in evaluated["checkpoints"]]
+    assert kls[0] > kls[1] > evaluated["splits"]["test"]["kl_forward"]
+    assert [c["step"] for c in evaluated["checkpoints"]] == [c["step"] for c in written["checkpoints"]] == [5, 15]
+    assert len(written["checkpoints"][0]["samples"]) == len(written["samples"])
+
+
+def test_a_killed_run_keeps_the_same_students(prepared: Workspace) -> None:
+    prepared.set(distill={"steps": 20, "keep": [0.3], "checkpoint_every": 5})
+    prepared.run("distill none")
+    kept = Path("models/none/0/checkpoints/6/weights.safetensors")
+    whole = load_file(kept)
+    settings = params.load_settings()
+    loaded, _ = load_dataset(settings.teacher)
+    variant = settings.variant("none")
+    checkpoint = Checkpoint("killed")
+    checkpoint.folder.mkdir(parents=True)
+    with pytest.raises(InterruptedError):
+        distill.Trainer(loaded, variant, variant.runs()[0], checkpoint, progress=_stop).run()
+    trainer = distill.Trainer(loaded, variant, variant.runs()[0], checkpoint)
+    trainer.run()
+    assert {n: t.tolist() for n, t in trainer.kept[6].items()} == {n: t.tolist() for n, t in whole.items()}
+
+
+def _stop(step: int, *_: object) -> None:
+    if step >= 10:
+        raise InterruptedError
+
+
+def test_no_student_is_kept_within_lora(prepared: Workspace) -> None:
+    prepared.set(distill={"steps": 10, "keep": [0.5, 0.9]}, lora={"steps": 10})
+    with pytest.raises(UserError, match=r"none: distill\.keep: 0\.9 of 20 steps lies within the stage lora"):
+        prepared.run("distill none")
