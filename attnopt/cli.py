@@ -2,10 +2,11 @@
 
 import errno
 import gc
+import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,75 +16,74 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 VariantName = Annotated[str, typer.Argument(help="A name from `variants` in params.yaml.")]
 OneOrAll = Annotated[
     str | None,
-    typer.Argument(help="A name from `variants` in params.yaml; else all whose record is not of the present student."),
+    typer.Argument(help="A name from `variants` in params.yaml; else all whose record no longer holds."),
 ]
+Again = Annotated[bool, typer.Option("--again", help="Make anew also what still holds.")]
+
+
+def _run(stage: str, variant: str | None = None, check: bool = True, **more: Any) -> None:
+    """Run a stage with the sections of params.yaml that it takes."""
+    from attnopt.settings import load_settings
+
+    module = importlib.import_module(f"stages.{stage}")
+    settings = load_settings(variants=check)
+    module.run(**settings.sections_of(module.run, variant), **more)
 
 
 @app.command()
 def tokenize() -> None:
     """Cut the corpus into blocks of tokens (data/corpus)."""
-    from stages import tokenize as stage
-
-    stage.run()
+    _run("tokenize")
 
 
 @app.command()
 def cache_logits() -> None:
     """Cache what distillation needs of the teacher (data/teacher)."""
-    from stages import cache_logits as stage
-
-    stage.run()
+    _run("cache_logits")
 
 
 @app.command()
-def distill(variant: VariantName) -> None:
+def distill(variant: VariantName, again: Again = False) -> None:
     """Distil one variant from the teacher, with every seed (models, results/distill)."""
-    from stages import distill as stage
-
-    stage.run(variant)
+    _run("distill", variant, again=again)
 
 
 @app.command()
-def evaluate(variant: OneOrAll = None) -> None:
+def evaluate(variant: OneOrAll = None, again: Again = False) -> None:
     """Measure the variants' students on held-out text (results/evaluate)."""
-    from stages import evaluate as stage
-
-    stage.run(variant)
+    _run("evaluate", check=False, only=variant, again=again)
 
 
 @app.command()
-def sample(variant: OneOrAll = None) -> None:
+def sample(variant: OneOrAll = None, again: Again = False) -> None:
     """Let the variants' students write (results/sample)."""
-    from stages import sample as stage
-
-    stage.run(variant)
+    _run("sample", check=False, only=variant, again=again)
 
 
 @app.command()
 def machine() -> None:
-    """Write down the hardware at hand, which the bench depends on (data/machine.json)."""
-    from stages import machine as stage
+    """Say what hardware the bench's records depend on."""
+    from attnopt.core.machine import machine_fingerprint, machine_line
 
-    stage.run()
+    print(machine_line(machine_fingerprint()))
 
 
 @app.command()
 def bench(
-    variant: Annotated[str | None, typer.Argument(help="A name from `variants` in params.yaml.")] = None,
+    variant: OneOrAll = None,
     mechanism: Annotated[str | None, typer.Option(help="Measure a mechanism alone, and print a table.")] = None,
     length: Annotated[list[int] | None, typer.Option(help="Context lengths for --mechanism.")] = None,
+    again: Again = False,
 ) -> None:
-    """Measure one variant's memory and latency against context length (results/bench)."""
-    if (variant is None) == (mechanism is None):
+    """Measure the variants' memory and latency against context length (results/bench)."""
+    if variant is not None and mechanism is not None:
         raise UserError("bench takes either a variant's name or --mechanism")
     if mechanism is not None:
-        from attnopt.bench.latency import bench_operation
+        from attnopt.bench.plan import bench_operation
 
         print(bench_operation(mechanism, length or [1024, 4096]))
     else:
-        from stages import bench as stage
-
-        stage.run(str(variant))
+        _run("bench", check=False, only=variant, again=again)
 
 
 @app.command()
@@ -94,14 +94,14 @@ def report(
     compare: Annotated[bool, typer.Option("--compare", help="Put the runs on one page, reports/compare.html.")] = False,
 ) -> None:
     """Build reports/index.html, reports/report.md and reports/metrics.json from the records; or compare runs."""
-    from stages import report as stage
-
     if runs and not compare:
         raise UserError(f"report takes no argument ('{runs[0]}') but with --compare")
     if compare:
-        stage.compare(runs or [])
+        from stages.report import compare as compare_runs
+
+        compare_runs(runs or [])
     else:
-        stage.run()
+        _run("report", check=False)
 
 
 @app.command()
@@ -120,7 +120,7 @@ def generate(
 
     model = attnopt.load(student)
     params = SampleParams(prompts=[prompt], new_tokens=new_tokens, temperature=temperature, top_k=top_k)
-    print(prompt + write_texts(model, model.tokenizer, [prompt], params, seed)[0]["text"])
+    print(prompt + write_texts(model, model.tokenizer, [prompt], params, seed)[0].text)
 
 
 @app.command()

@@ -1,5 +1,10 @@
-"""params.yaml, typed and validated before any work: unknown keys, wrong types and ranges are refused by name."""
+"""params.yaml, typed and validated before any work: unknown keys, wrong types and ranges are refused by name.
 
+Each chapter owns its section; here they come together, and each stage is handed those that it names.
+"""
+
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +21,11 @@ from attnopt.report.params import ReportParams
 from attnopt.teacher.params import TeacherParams
 from attnopt.training.params import AlignParams, DistillParams, LoraParams, SeedParams, TransferParams, Variant
 
+OF_EVERY_VARIANT = ("layers", "weights", "seeds")
+"""Keys that a variant's section may have beside its mechanism's options;"""
+SHARED = ("seed", "transfer", "align", "distill", "lora")
+"""and sections of the whole run that it may override key by key."""
+
 
 class Settings(BaseModel):
     """The whole of params.yaml; variants' sections are reached through `variant(name)`."""
@@ -23,7 +33,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     variants: Annotated[dict[str, str], Field(min_length=1)]
-    controls: list[str] = []
+    controls: list[str] = Field(default=[])
     """Variants that are there to compare with, and never ranked."""
     seeds: Annotated[list[Count], Field(min_length=1)]
     seed: SeedParams = SeedParams()
@@ -38,6 +48,16 @@ class Settings(BaseModel):
     bench: BenchParams = BenchParams()
     report: ReportParams = ReportParams()
 
+    def sections_of(self, run: Callable[..., Any], variant: str | None = None) -> dict[str, Any]:
+        """The sections that a stage's function takes, by the names of its parameters without a default.
+
+        Args:
+            variant: the name of the one that it takes as `variant`.
+        """
+        parameters = inspect.signature(run).parameters.values()
+        names = [p.name for p in parameters if p.default is p.empty]
+        return {name: self.variant(str(variant)) if name == "variant" else getattr(self, name) for name in names}
+
     def variant(self, name: str) -> Variant:
         """One variant with its options. Raises UserError that lists the variants where there is none of that name."""
         from attnopt import mechanisms
@@ -51,8 +71,13 @@ class Settings(BaseModel):
             cls = mechanisms.load_mechanism(self.variants[name])
         except ValueError as error:
             raise UserError(f"params.yaml: variants.{name}: {error}") from None
-        own: dict[str, Any] = {key: section.pop(key) for key in ("layers", "weights", "seeds") if key in section}
-        for key in ("seed", "transfer", "align", "distill", "lora"):
+        if taken := [key for key in cls.Options.model_fields if key in (*OF_EVERY_VARIANT, *SHARED)]:
+            raise UserError(
+                f"params.yaml: variants.{name}: mechanism '{cls.kind}' has an option '{taken[0]}', which is a key of "
+                f"every variant's section already; rename it in its Options"
+            )
+        own: dict[str, Any] = {key: section.pop(key) for key in OF_EVERY_VARIANT if key in section}
+        for key in SHARED:
             common = getattr(self, key)
             merged = common.model_dump() | _swap_budget(section.pop(key, None) or {})
             own[key] = validated(type(common), merged, f"{name}.{key}")
@@ -61,8 +86,11 @@ class Settings(BaseModel):
         return validated(Variant, own, name)
 
 
-def load_settings(path: str | Path = "params.yaml") -> Settings:
+def load_settings(path: str | Path = "params.yaml", variants: bool = True) -> Settings:
     """Read and validate a params.yaml, all of it.
+
+    Args:
+        variants: False leaves the options of the variants' mechanisms unread, which takes an import of torch.
 
     Raises: UserError, one line, naming the key, what was there, and what is allowed or the nearest name.
     """
@@ -77,7 +105,7 @@ def load_settings(path: str | Path = "params.yaml") -> Settings:
         raise UserError(f"{path} must be a mapping of sections, it is a {type(content).__name__}")
     params = validated(Settings, content, "")
     _check_sections(params)
-    for name in params.variants:
+    for name in params.variants if variants else ():
         _check_defined(params.variant(name), params.teacher)
     return params
 

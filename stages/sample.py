@@ -1,37 +1,22 @@
 """results/sample: what the variants' students write, beside the teacher."""
 
-from pathlib import Path
-from typing import Any
-
-from attnopt import settings as params
-from attnopt.core.device import resolve_device
-from attnopt.core.paths import checkpoints
-from attnopt.core.progress import progress_bar
-from attnopt.evaluation import writing as text
-from attnopt.evaluation.jobs import jobs_to_do
-from attnopt.student import files as delta
-from attnopt.teacher import model as teacher
+from attnopt.core.paths import TEACHER
+from attnopt.evaluation.params import SampleParams
+from attnopt.student.jobs import jobs_to_do
+from attnopt.teacher.params import TeacherParams
 
 
-def run(name: str | None = None) -> None:
-    """One variant, or all whose students have no record that holds."""
-    settings = params.load_settings()
-    sample = settings.sample
-    wanted = jobs_to_do("sample", settings, name, sample, settings.teacher)
-    if not wanted:
+def run(
+    variants: dict[str, str],
+    teacher: TeacherParams,
+    sample: SampleParams,
+    only: str | None = None,
+    again: bool = False,
+) -> None:
+    """All students without a record that holds, or those of one variant."""
+    jobs = jobs_to_do("sample", variants, only, again, sample, teacher, TEACHER / "manifest.json")
+    if not jobs:
         return
-    model, tokenizer = teacher.load_teacher(settings.teacher)
-    model.to(resolve_device(sample.device))
-    originals = text.write_texts(model, tokenizer, sample.prompts, sample, sample.seed)
+    from attnopt.evaluation.sample import sample_students  # torch, only where there is work
 
-    def samples(folder: Path) -> list[dict[str, Any]]:
-        student = delta.load_student(folder, model.device)
-        written = text.write_texts(student, tokenizer, sample.prompts, sample, sample.seed)
-        return [text.judge_text(*pair, model, student) for pair in zip(written, originals, strict=True)]
-
-    for job in progress_bar(wanted, name="sample", unit="student"):
-        job.write(
-            settings=sample.model_dump(exclude={"prompts"}),
-            samples=samples(job.student),
-            checkpoints=[{"step": step, "samples": samples(path)} for step, path in checkpoints(job.student).items()],
-        )
+    sample_students(jobs, teacher, sample)

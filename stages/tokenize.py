@@ -1,37 +1,22 @@
 """data/corpus: the text as blocks of tokens."""
 
 import sys
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
-import numpy as np
-
-from attnopt import settings as params
-from attnopt.core.device import resolve_device
 from attnopt.core.files import written_aside
 from attnopt.core.paths import CORPUS
-from attnopt.core.progress import progress_bar
-from attnopt.corpus import blocks as corpus
+from attnopt.corpus.blocks import write_corpus
 from attnopt.corpus.params import CorpusParams
-from attnopt.teacher import model as teacher
-from attnopt.teacher import sampling
+from attnopt.teacher.model import load_teacher
+from attnopt.teacher.params import TeacherParams
+from attnopt.teacher.sampling import sampler_of
 
 
-def run() -> None:
-    settings = params.load_settings()
-    print(f"tokenize: {settings.corpus.source}", file=sys.stderr)
-    writes = settings.corpus.source == "teacher"
-    model, tokenizer = teacher.load_teacher(settings.teacher, model=writes)
+def run(corpus: CorpusParams, teacher: TeacherParams) -> None:
+    print(f"tokenize: {corpus.source}", file=sys.stderr)
+    model, tokenizer = load_teacher(teacher, model=corpus.source == "teacher")
+    sample = None if model is None else sampler_of(model, tokenizer, corpus.block, corpus.seed)
     with written_aside(CORPUS) as aside:
         aside.mkdir()
-        sample = _sampler(settings.corpus, model, tokenizer) if writes else None
-        manifest = corpus.write_corpus(settings.corpus, tokenizer, aside, sample)
-    for split, counts in manifest["splits"].items():
-        print(f"  {split:5}  " + "  ".join(f"{n:,} {name}" for name, n in counts.items()), file=sys.stderr)
-
-
-def _sampler(settings: CorpusParams, model: Any, tokenizer: Any) -> Callable[[int], np.ndarray]:
-    progress = partial(progress_bar, name="the teacher writes", unit="batch")
-    model.to(resolve_device("auto"))
-    return partial(sampling.sample_blocks, model, tokenizer, settings.block, seed=settings.seed, progress=progress)
+        manifest = write_corpus(corpus, tokenizer, aside, sample)
+    for split, counts in manifest.splits.items():
+        print(f"  {split:5}  " + "  ".join(f"{n:,} {name}" for name, n in counts), file=sys.stderr)

@@ -102,12 +102,11 @@ class Workspace:
         self.params.write_text(out.getvalue())
 
     def run(self, *stages: str) -> None:
-        """Call stages in this process: "tokenize", "distill none"."""
-        import importlib
+        """Call stages in this process, as the command line does: "tokenize", "distill none"."""
+        from attnopt.cli import app
 
         for stage in stages:
-            name, *arguments = stage.split()
-            importlib.import_module(f"stages.{name.replace('-', '_')}").run(*arguments)
+            app(stage.split(), standalone_mode=False)
 
 
 def small_world(tiny: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from attnopt.core.errors import UserError
-from attnopt.core.files import sha256
+from attnopt.core.keep import key_of
 
 
 def checkpoint_root() -> Path:
@@ -25,15 +25,9 @@ def checkpoint_root() -> Path:
     return Path(os.environ.get("ATTNOPT_CHECKPOINTS", default))
 
 
-def code_digest() -> str:
-    """Digest of the installed library's own source."""
-    files = sorted(Path(__file__).parent.parent.rglob("*.py"))
-    return sha256(*(part for file in files for part in (file.name, file)))
-
-
-def key_of(*parts: object) -> str:
-    """Key of a run from its params, input digests, device and precision; code and torch version are added here."""
-    return sha256(*(repr(p) for p in parts), code_digest(), torch.__version__)[:32]
+def checkpoint_key(*parts: object) -> str:
+    """Key of a run from the key of what it makes, its device and precision; torch's version is added here."""
+    return key_of(*parts, torch.__version__)[:32]
 
 
 class Checkpoint:

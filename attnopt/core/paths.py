@@ -4,11 +4,11 @@ from pathlib import Path
 
 CORPUS = Path("data/corpus")
 TEACHER = Path("data/teacher")
-MACHINE = Path("data/machine.json")
 MODELS = Path("models")
 CHECKPOINTS = "checkpoints"
 """Beside a student: those that `distill.keep` kept on the way, by step."""
 RESULTS = Path("results")
+REPORTS = Path("reports")
 
 
 def checkpoints(student: Path) -> dict[int, Path]:

@@ -8,16 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from attnopt.core.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
-
-
 Count = Annotated[int, Field(ge=0)]
 
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    """A section of params.yaml: frozen, every default runnable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def require_key(section: Any, needed: dict[str, str]) -> Any:

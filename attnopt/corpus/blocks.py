@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 
 from attnopt.core.errors import UserError
-from attnopt.core.files import read_json, sha256, write_json
+from attnopt.core.files import sha256
 from attnopt.corpus import wikipedia as wiki
 from attnopt.corpus.params import CorpusParams
 from attnopt.corpus.sources import SPLITS, documents
+from attnopt.records.corpus import CorpusManifest, SplitCounts
 
 
-def tokenize(texts: list[str], tokenizer: Any, block: int, max_tokens: int | None = None) -> tuple[np.ndarray, dict]:
+def tokenize(
+    texts: list[str], tokenizer: Any, block: int, max_tokens: int | None = None
+) -> tuple[np.ndarray, SplitCounts]:
     """Blocks (n, block) of token ids, every document followed by the end-of-text token, and the text's statistics.
 
     Words are counted as WikiText does, line ends included. With `max_tokens` the blocks are thinned out evenly, so that
@@ -32,15 +35,15 @@ def _dtype(tokenizer: Any) -> type:
     return np.uint16 if len(tokenizer) <= 2**16 else np.int32
 
 
-def _counts(texts: list[str], tokens: int, blocks: int) -> dict[str, int]:
+def _counts(texts: list[str], tokens: int, blocks: int) -> SplitCounts:
     words = sum(len(text.split()) + text.count("\n") for text in texts)
     size = sum(len(text.encode()) for text in texts)
-    return {"documents": len(texts), "words": words, "bytes": size, "tokens": tokens, "blocks": blocks}
+    return SplitCounts(documents=len(texts), words=words, bytes=size, tokens=tokens, blocks=blocks)
 
 
 def write_corpus(
     params: CorpusParams, tokenizer: Any, out: Path, sample: Callable[[int], np.ndarray] | None = None
-) -> dict[str, Any]:
+) -> CorpusManifest:
     """Tokenise the whole corpus into the folder `out`: {split}.npy and manifest.json, which is returned.
 
     Args:
@@ -48,7 +51,8 @@ def write_corpus(
     Raises: UserError where a split does not fill one block.
     """
     found = documents(params)
-    splits, digests = {}, [text for split in SPLITS for text in found.get(split, ())]
+    splits: dict[str, SplitCounts] = {}
+    digests = [text for split in SPLITS for text in found.get(split, ())]
     for split in SPLITS:
         limit = params.max_tokens if split == "train" else params.max_eval_tokens
         if split == "train" and sample:
@@ -57,36 +61,47 @@ def write_corpus(
         else:
             blocks, splits[split] = tokenize(found[split], tokenizer, params.block, limit)
         if not len(blocks):
-            tokens = splits[split]["tokens"]
+            tokens = splits[split].tokens
             raise UserError(f"corpus: the {split} split has {tokens} tokens, fewer than one block of {params.block}")
         np.save(out / f"{split}.npy", blocks)
-    manifest = {
-        "source": params.source,
-        "name": params.id or params.path or wiki.SAMPLE,
-        "sha256": sha256(*digests),
-        "tokenizer": sha256(tokenizer.backend_tokenizer.to_str()),
-        "vocabulary": len(tokenizer),
-        "block": params.block,
-        "splits": splits,
-    }
-    write_json(out / "manifest.json", manifest)
+    manifest = CorpusManifest(
+        source=params.source,
+        name=params.id or params.path or wiki.SAMPLE,
+        sha256=sha256(*digests),
+        tokenizer=sha256(tokenizer.backend_tokenizer.to_str()),
+        vocabulary=len(tokenizer),
+        block=params.block,
+        splits=splits,
+    )
+    manifest.write(out / "manifest.json")
     return manifest
 
 
-def _as_corpus(sampled: np.ndarray, tokenizer: Any) -> tuple[np.ndarray, dict[str, int]]:
+def _as_corpus(sampled: np.ndarray, tokenizer: Any) -> tuple[np.ndarray, SplitCounts]:
     """Sampled blocks as `tokenize` would give them; a document is what ends in an end-of-text token."""
     counts = _counts(tokenizer.batch_decode(sampled, skip_special_tokens=True), sampled.size, len(sampled))
-    counts["documents"] = int((sampled == tokenizer.eos_token_id).sum())
-    return sampled.astype(_dtype(tokenizer)), counts
+    documents = int((sampled == tokenizer.eos_token_id).sum())
+    return sampled.astype(_dtype(tokenizer)), counts.model_copy(update={"documents": documents})
 
 
 def read_blocks(folder: Path, split: str) -> np.ndarray:
-    """The split's blocks (n, block), memory-mapped and read-only."""
-    path = folder / f"{split}.npy"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: run `dvc repro tokenize` first")
-    return np.load(path, mmap_mode="r")
+    """The split's blocks (n, block), memory-mapped and read-only.
+
+    Raises: UserError naming the file where it is missing, damaged or not what the manifest says.
+    """
+    manifest, path = read_manifest(folder), folder / f"{split}.npy"
+    try:
+        blocks = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run `dvc repro tokenize` first") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): run `dvc repro -f -s tokenize`") from None
+    expected = (manifest.splits[split].blocks, manifest.block)
+    if blocks.shape != expected:
+        raise UserError(f"{path} holds blocks {blocks.shape}, its manifest says {expected}: run `dvc repro tokenize`")
+    return blocks
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "manifest.json")
+def read_manifest(folder: Path) -> CorpusManifest:
+    """What `write_corpus` says of the blocks. Raises UserError where it is missing or damaged."""
+    return CorpusManifest.read(folder / "manifest.json")

@@ -5,7 +5,7 @@ Each question is asked on a few blocks and answered by rows for the record, none
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch
 from attnopt.core.device import token_ids
 from attnopt.evaluation.params import EvaluateParams
 from attnopt.mechanisms.base import Mechanism
+from attnopt.records.evaluate import BranchRow, FeatureRow, LayerRow, PrunedRow
 from attnopt.statistics import mean_and_error
 from attnopt.student.attach import mechanisms_of
 from attnopt.student.build import softmax_copy
@@ -20,9 +21,17 @@ from attnopt.student.calls import layer_calls, layer_inputs
 from attnopt.student.layers import attention_layers
 from attnopt.teacher.head import Head, head_of, hidden_states
 
-Row = dict[str, Any]
 CUTS = (0.0, 0.2, 0.4, 0.6, 0.8)
 """Shares of all coefficients that are cut, one after the other."""
+
+
+class Findings(TypedDict):
+    """The rows of all questions; empty where one does not apply."""
+
+    layers: list[LayerRow]
+    branches: list[BranchRow]
+    pruned: list[PrunedRow]
+    features: list[FeatureRow]
 
 
 class Diagnostics:
@@ -40,14 +49,14 @@ class Diagnostics:
         with torch.no_grad():
             self.hidden = [hidden_states(teacher, ids) for ids in self.batches]
 
-    def record(self, student: Any, seed: int) -> dict[str, list[Row]]:
-        """All answers, by question."""
-        return {
-            "layers": self.layers(student),
-            "branches": self.branches(student),
-            "pruned": self.pruned(student),
-            "features": self.features(student, seed),
-        }
+    def of(self, student: Any, seed: int) -> Findings:
+        """All answers about a student."""
+        return Findings(
+            layers=self.layers(student),
+            branches=self.branches(student),
+            pruned=self.pruned(student),
+            features=self.features(student, seed),
+        )
 
     @torch.no_grad()
     def kl(self, model: Any, head: Head) -> np.ndarray:
@@ -60,7 +69,7 @@ class Diagnostics:
         return torch.stack(rows).numpy()
 
     @torch.no_grad()
-    def layers(self, student: Any) -> list[Row]:
+    def layers(self, student: Any) -> list[LayerRow]:
         """|| ours - theirs ||^2 / || theirs ||^2 of every attention layer's output on what the teacher's layer gets."""
         layers = attention_layers(student)
         sums = torch.zeros(len(layers), 2, dtype=torch.float64)
@@ -68,29 +77,37 @@ class Diagnostics:
             for i, (layer, call) in enumerate(zip(layers, layer_calls(self.teacher, ids), strict=True)):
                 ours, theirs = layer(*call.args, **call.kwargs)[0].double(), call.output.double()
                 sums[i] += torch.stack([(ours - theirs).square().sum(), theirs.square().sum()]).cpu()
-        return [{"layer": i, "error": error / norm} for i, (error, norm) in enumerate(sums.tolist())]
+        return [LayerRow(layer=i, error=error / norm) for i, (error, norm) in enumerate(sums.tolist())]
 
-    def branches(self, student: Any) -> list[Row]:
+    def branches(self, student: Any) -> list[BranchRow]:
         """KL with all branches, then with some alone: a row for each value of the option `branches`."""
-        found, rows = mechanisms_of(student), []
+        found = mechanisms_of(student)
+        kl: dict[str, np.ndarray] = {}
         for value in _branches(found):
             switched = [switch(m, value) for m in found]
             if all(switched):
-                rows.append({"branches": value, "kl": self._kl_with(student, switched)})
-        return _compared(rows) if len(rows) > 2 else []
+                kl[value] = self._kl_with(student, switched)
+        if len(kl) <= 2:
+            return []
+        return [
+            BranchRow(branches=value, **compared) for value, compared in zip(kl, _compared([*kl.values()]), strict=True)
+        ]
 
-    def pruned(self, student: Any) -> list[Row]:
+    def pruned(self, student: Any) -> list[PrunedRow]:
         """KL without the smallest coefficients of all layers together: first with all, then with fewer and fewer."""
         found = mechanisms_of(student)
         weights = sorted(w for m in found for w in _weights(m))
-        rows = []
+        cuts, kl = [], []
         for threshold in sorted({weights[int(share * len(weights))] for share in CUTS if weights}):
             cut = [m.pruned(threshold) or m for m in found]
-            kept = {"kept": sum(len(_weights(m)) for m in cut), "of": len(weights), "threshold": threshold}
-            rows.append(kept | {"kl": self._kl_with(student, cut)})
-        return _compared(rows)
+            cuts.append((sum(len(_weights(m)) for m in cut), threshold))
+            kl.append(self._kl_with(student, cut))
+        return [
+            PrunedRow(kept=kept, of=len(weights), threshold=threshold, **compared)
+            for (kept, threshold), compared in zip(cuts, _compared(kl), strict=True)
+        ]
 
-    def features(self, student: Any, seed: int) -> list[Row]:
+    def features(self, student: Any, seed: int) -> list[FeatureRow]:
         """KL of the teacher with mechanisms like the student's, fitted and untrained, by number of random features."""
         found, draws = mechanisms_of(student), self.params.draws
         if not any(m.random_features for m in found):
@@ -104,7 +121,7 @@ class Diagnostics:
                     if mechanism is not None:
                         mechanism.fit(x)
                 kl = self._kl_with(copied, [new or old for new, old in zip(drawn, softmax, strict=True)])
-                rows.append({"features": count, "draw": draw, "kl_forward": mean_and_error(kl)[0]})
+                rows.append(FeatureRow(features=count, draw=draw, kl_forward=mean_and_error(kl)[0]))
         return rows
 
     def _kl_with(self, model: Any, mechanisms: Sequence[Any]) -> np.ndarray:
@@ -113,15 +130,14 @@ class Diagnostics:
             return self.kl(model, head_of(model))
 
 
-def _compared(rows: Sequence[Row]) -> list[Row]:
-    """Rows whose `kl` (n, T - 1) became a mean, with the standard error of it and of its difference to the first's."""
-    done = []
-    for row in rows:
-        mean, error = mean_and_error(row["kl"])
-        difference = mean_and_error(row["kl"] - rows[0]["kl"])[1]
-        values = {"kl_forward": mean, "kl_forward_se": error, "difference_se": difference, "blocks": len(row["kl"])}
-        done.append({key: value for key, value in row.items() if key != "kl"} | values)
-    return done
+def _compared(every: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Of each KL (n, T - 1) its mean, and the standard errors of it and of its difference to the first."""
+    found = []
+    for kl in every:
+        mean, error = mean_and_error(kl)
+        difference = mean_and_error(kl - every[0])[1]
+        found.append({"kl_forward": mean, "kl_forward_se": error, "difference_se": difference, "blocks": len(kl)})
+    return found
 
 
 @contextmanager

@@ -1,27 +1,36 @@
-"""How far a student is from its teacher: dense, both directions, on held-out text."""
+"""What a split's measures come to: means over tokens with standard errors over blocks, and perplexities per unit."""
 
 import math
-from typing import Any
 
 import numpy as np
 
+from attnopt.evaluation.token_classes import class_rows, classes_of
+from attnopt.records.corpus import SplitCounts
+from attnopt.records.evaluate import Quality
 from attnopt.statistics import mean_and_error
 
 
-def summarize(tokens: dict[str, np.ndarray], split: dict[str, int]) -> dict[str, Any]:
-    """Means over tokens, standard errors over blocks, perplexities per token, word and byte, KL by position.
+def summarize(tokens: dict[str, np.ndarray], blocks: np.ndarray, train: np.ndarray, counts: SplitCounts) -> Quality:
+    """A split's record.
 
     Args:
-        tokens: what `per_token` returned.
-        split: the split's manifest entry, whose words and bytes per token turn token into word and byte perplexity.
+        tokens: each measure of every predicted token (blocks, T - 1), as `per_token` gives them.
+        blocks, train: token ids (n, T) of this split and of the train split, for the classes of tokens.
+        counts: of the split, whose words and bytes per token turn token perplexity into that of words and bytes.
     """
     mean = {name: float(values.mean(dtype=np.float64)) for name, values in tokens.items()}
-    _, se = mean_and_error(tokens["kl_forward"])
-    result: dict[str, Any] = {"tokens": tokens["ce"].size, "blocks": len(tokens["ce"]), **mean, "kl_forward_se": se}
+    perplexities = {}
     for unit in ("token", "word", "byte"):
-        per_unit = 1.0 if unit == "token" else split["tokens"] / split[f"{unit}s"]
-        result[f"ppl_{unit}"] = math.exp(mean["ce"] * per_unit)
-        result[f"teacher_ppl_{unit}"] = math.exp(mean["teacher_ce"] * per_unit)
-    result["ppl_ratio"] = result["ppl_token"] / result["teacher_ppl_token"]
-    result["kl_by_position"] = [round(float(x), 6) for x in tokens["kl_forward"].mean(0, dtype=np.float64)]
-    return result
+        per_unit = 1.0 if unit == "token" else counts.tokens / getattr(counts, f"{unit}s")
+        perplexities[f"ppl_{unit}"] = math.exp(mean["ce"] * per_unit)
+        perplexities[f"teacher_ppl_{unit}"] = math.exp(mean["teacher_ce"] * per_unit)
+    return Quality(
+        tokens=tokens["ce"].size,
+        blocks=len(tokens["ce"]),
+        **mean,
+        **perplexities,
+        kl_forward_se=mean_and_error(tokens["kl_forward"])[1],
+        ppl_ratio=perplexities["ppl_token"] / perplexities["teacher_ppl_token"],
+        kl_by_position=[round(float(x), 6) for x in tokens["kl_forward"].mean(0, dtype=np.float64)],
+        kl_by_class=class_rows(tokens, classes_of(blocks, train)),
+    )

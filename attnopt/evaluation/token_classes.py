@@ -1,9 +1,10 @@
 """Where quality is lost: predicted tokens by how often they occur, and by what their block held before them."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from attnopt.records.evaluate import ClassRow
 from attnopt.statistics import mean_and_error
 
 NAMES = ("rare", "uncommon", "common", "frequent")
@@ -48,11 +49,16 @@ def by_context(blocks: np.ndarray) -> Classes:
     return Classes(CONTEXTS, labels)
 
 
-def rows(tokens: dict[str, np.ndarray], classes: dict[str, Classes]) -> list[dict[str, Any]]:
+def classes_of(blocks: np.ndarray, train: np.ndarray) -> dict[str, Classes]:
+    """All partitions of the predicted tokens of blocks (n, T), by name."""
+    return {"frequency": by_frequency(blocks, train), "context": by_context(blocks)}
+
+
+def class_rows(tokens: dict[str, np.ndarray], classes: dict[str, Classes]) -> list[ClassRow]:
     """A row for each class that holds a token: its number of tokens, KL with standard error, and both losses.
 
     Args:
-        tokens: what `evaluate.per_token` returned.
+        tokens: each measure of every predicted token (blocks, T - 1), as `per_token` gives them.
         classes: partitions by name.
     """
     found = []
@@ -62,5 +68,5 @@ def rows(tokens: dict[str, np.ndarray], classes: dict[str, Classes]) -> list[dic
                 continue
             kl, error = mean_and_error(tokens["kl_forward"], chosen)
             losses = {key: mean_and_error(tokens[key], chosen)[0] for key in ("ce", "teacher_ce")}
-            found.append({"by": by, "class": name, "tokens": int(chosen.sum()), "kl": kl, "kl_se": error, **losses})
+            found.append(ClassRow(by=by, label=name, tokens=int(chosen.sum()), kl=kl, kl_se=error, **losses))
     return found

@@ -2,13 +2,16 @@
 
 import math
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnopt.core.errors import UserError
 from attnopt.evaluation.params import SampleParams
+from attnopt.records.sample import SampleRow
 
 
 def distinct(text: str, n: int) -> float:
@@ -59,19 +62,36 @@ def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
     return [text[start:stop] for start, stop in pairwise([*ends, len(text)])] if ids else []
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote.
+
+    Attributes:
+        prompt_ids, ids: tokens of the prompt and of the continuation, up to the end of the text.
+        tokens: the texts of the continuation's tokens. seconds: the batch's, shared out evenly.
+    """
+
+    prompt: str
+    text: str
+    prompt_ids: list[int]
+    ids: list[int]
+    tokens: list[str]
+    seconds: float
+
+
 @torch.no_grad()
-def write_texts(
-    model: Any, tokenizer: Any, prompts: list[str], params: SampleParams, seed: int
-) -> list[dict[str, Any]]:
+def write_texts(model: Any, tokenizer: Any, prompts: list[str], params: SampleParams, seed: int) -> list[Continuation]:
     """Continue every prompt `per_prompt` times, decoding through the model's own state; all in one padded batch.
 
-    Returns: for each continuation prompt, prompt_ids, ids, tokens (their texts), text and seconds (the batch's, shared
-    out evenly).
+    Raises: UserError where a prompt has no token.
     """
     texts = [prompt for prompt in prompts for _ in range(params.per_prompt)]
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+    for text, mask in zip(texts, batch["attention_mask"], strict=True):
+        if not mask.any():
+            raise UserError(f"the prompt {text!r} has no token: a text to continue is needed")
     batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
     torch.manual_seed(seed)
     started = time.perf_counter()
@@ -91,28 +111,28 @@ def write_texts(
     ]
 
 
-def _sample(text: str, prompt: Any, mask: Any, out: Any, tokenizer: Any, seconds: float) -> dict[str, Any]:
+def _sample(text: str, prompt: Any, mask: Any, out: Any, tokenizer: Any, seconds: float) -> Continuation:
     new = out[len(prompt) :].tolist()
     if tokenizer.eos_token_id in new:
         new = new[: new.index(tokenizer.eos_token_id)]
     written = tokenizer.decode(new)
-    ids = {"prompt_ids": prompt[mask.bool()].tolist(), "ids": new, "tokens": token_texts(tokenizer, new)}
-    return {"prompt": text, **ids, "text": written, "seconds": seconds}
+    prompt_ids = prompt[mask.bool()].tolist()
+    return Continuation(text, written, prompt_ids, new, token_texts(tokenizer, new), seconds)
 
 
-def judge_text(sample: dict[str, Any], original: dict[str, Any], teacher: Any, student: Any) -> dict[str, Any]:
+def judge_text(sample: Continuation, original: Continuation, teacher: Any, student: Any) -> SampleRow:
     """The record of one student's continuation beside the teacher's own, both scored by the teacher."""
-    return {
-        "prompt": sample["prompt"],
-        "text": sample["text"],
-        "teacher_text": original["text"],
-        "distinct_1": distinct(sample["text"], 1),
-        "distinct_2": distinct(sample["text"], 2),
-        "repetition": repetition(sample["text"]),
-        "teacher_repetition": repetition(original["text"]),
-        "teacher_ppl": perplexity_of(teacher, sample["prompt_ids"], sample["ids"]),
-        "teacher_text_ppl": perplexity_of(teacher, original["prompt_ids"], original["ids"]),
-        "tokens": sample["tokens"],
-        "token_kl": token_kl(teacher, student, sample["prompt_ids"], sample["ids"]),
-        "seconds": round(sample["seconds"], 4),
-    }
+    return SampleRow(
+        prompt=sample.prompt,
+        text=sample.text,
+        teacher_text=original.text,
+        distinct_1=distinct(sample.text, 1),
+        distinct_2=distinct(sample.text, 2),
+        repetition=repetition(sample.text),
+        teacher_repetition=repetition(original.text),
+        teacher_ppl=perplexity_of(teacher, sample.prompt_ids, sample.ids),
+        teacher_text_ppl=perplexity_of(teacher, original.prompt_ids, original.ids),
+        tokens=sample.tokens,
+        token_kl=token_kl(teacher, student, sample.prompt_ids, sample.ids),
+        seconds=round(sample.seconds, 4),
+    )

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from attnopt.core.device import on_device
 from attnopt.core.errors import UserError
-from attnopt.core.files import read_json
 from attnopt.core.paths import CORPUS, TEACHER
 from attnopt.corpus.blocks import read_blocks, read_manifest
 from attnopt.corpus.sources import SPLITS
+from attnopt.records.teacher import TeacherManifest
 from attnopt.targets.forms import TargetForm, form_of
 from attnopt.targets.store import Stored
 from attnopt.targets.targets import HiddenTargets, Targets
@@ -56,23 +56,30 @@ class Dataset:
         return HiddenTargets(self.hidden(split, rows, ids)[:, :-1].flatten(0, 1), self.head)
 
 
-def load_dataset(params: TeacherParams) -> tuple["Dataset", Any]:
-    """What `data/corpus` and `data/teacher` hold, with the teacher itself; and the teacher's tokenizer.
+def load_dataset(params: TeacherParams) -> tuple[Dataset, Any]:
+    """What data/corpus and data/teacher hold, with the teacher itself; and the teacher's tokenizer.
 
-    Raises: UserError naming the folder where one is missing, damaged, or made with another teacher or
+    Raises: UserError naming the folder where one is missing, damaged, or was made with another teacher or corpus.
     """
     model, tokenizer = load_teacher(params)
-    manifest = read_json(TEACHER / "manifest.json")
-    if manifest["fingerprint"] != teacher_fingerprint(model):
-        raise UserError(f"{TEACHER} was made with another teacher: run `dvc repro cache-logits`")
-    if manifest["corpus"] != read_manifest(CORPUS)["sha256"]:
-        raise UserError(f"{TEACHER} was made with another corpus: run `dvc repro cache-logits`")
-    if any(manifest["source"].get(key) != getattr(params, key) for key in ("logits", "topk", "draws")):
-        raise UserError(f"{TEACHER} was made with another teacher.logits: run `dvc repro cache-logits`")
-    stored = {split: Stored(TEACHER / split, entry) for split, entry in manifest["splits"].items()}
-    hidden = {split: part for split, part in stored.items() if manifest["splits"][split]["form"] == "hidden"}
+    manifest = TeacherManifest.read(TEACHER / "manifest.json")
+    _check_manifest(manifest, model, params)
+    stored = {split: Stored(TEACHER / split, entry) for split, entry in manifest.splits.items()}
+    hidden = {split: part for split, part in stored.items() if manifest.splits[split].form == "hidden"}
     form = form_of(params, model.config.vocab_size)
     blocks = {split: read_blocks(CORPUS, split) for split in SPLITS}
     if any(len(part) != len(blocks[split]) for split, part in stored.items()):
         raise UserError(f"{TEACHER} holds other blocks than {CORPUS}: run `dvc repro cache-logits`")
     return Dataset(model, blocks, hidden, (form, stored["train"]) if form else None), tokenizer
+
+
+def _check_manifest(manifest: TeacherManifest, model: Any, params: TeacherParams) -> None:
+    kept = {"logits": params.logits, "topk": params.topk, "draws": params.draws}
+    same = {
+        "teacher": manifest.fingerprint == teacher_fingerprint(model),
+        "corpus": manifest.corpus == read_manifest(CORPUS).sha256,
+        "teacher.logits": {key: manifest.source.get(key) for key in kept} == kept,
+    }
+    for what, holds in same.items():
+        if not holds:
+            raise UserError(f"{TEACHER} was made with another {what}: run `dvc repro cache-logits`")

@@ -16,6 +16,7 @@ import numpy as np
 
 from attnopt.core.errors import UserError
 from attnopt.core.files import sha256, written_aside
+from attnopt.records.teacher import StoredPart, StoredSplit
 
 Block = dict[str, np.ndarray]
 AGAIN = "run `dvc repro -f -s cache-logits`"
@@ -23,12 +24,12 @@ AGAIN = "run `dvc repro -f -s cache-logits`"
 
 def write_store(
     folder: Path, blocks: int, size: int, encode: Callable[[range], Iterable[Block]], progress: Any = iter
-) -> Any:
+) -> list[StoredPart]:
     """Write what `encode` gives for all blocks in parts of `size`, going on where an earlier call stopped.
 
     Args:
         encode: yields the arrays of the given blocks, one block after the other.
-    Returns: the manifest's entry: blocks, bytes, and each part's blocks, bytes and digest.
+    Returns: each part's blocks, bytes and digest, for the manifest.
     """
     for left_over in folder.glob(".*.partial"):
         shutil.rmtree(left_over)
@@ -39,8 +40,8 @@ def write_store(
             with written_aside(part) as aside:
                 aside.mkdir()
                 _save(aside, list(encode(wanted)))
-        parts.append({"blocks": len(wanted), "bytes": _bytes(part), "sha256": sha256(*_files(part))})
-    return {"blocks": blocks, "bytes": sum(part["bytes"] for part in parts), "parts": parts}
+        parts.append(StoredPart(blocks=len(wanted), bytes=_bytes(part), sha256=sha256(*_files(part))))
+    return parts
 
 
 def _save(folder: Path, blocks: list[Block]) -> None:
@@ -68,21 +69,21 @@ class Stored:
     """The blocks of a folder that `write` filled.
 
     Args:
-        entry: what `write` returned. Sizes are checked at once, a part's digest when it is first read.
+        entry: the manifest's. Sizes are checked at once, a part's digest when it is first read.
     Raises: UserError naming the part that is missing, truncated or damaged.
     """
 
-    def __init__(self, folder: Path, entry: dict[str, Any]):
-        self.folder, self.parts = folder, entry["parts"]
-        self.size = self.parts[0]["blocks"] if self.parts else 1
+    def __init__(self, folder: Path, entry: StoredSplit):
+        self.folder, self.parts = folder, entry.parts
+        self.size = self.parts[0].blocks if self.parts else 1
         self._part = lru_cache(maxsize=None)(self._open)
         for i, part in enumerate(self.parts):
-            found, expected = _bytes(self._path(i)), part["bytes"]
+            found, expected = _bytes(self._path(i)), part.bytes
             if found != expected:
                 raise UserError(f"{self._path(i)} is truncated ({found} bytes of {expected}): {AGAIN}")
 
     def __len__(self) -> int:
-        return sum(part["blocks"] for part in self.parts)
+        return sum(part.blocks for part in self.parts)
 
     def block(self, index: int) -> Block:
         """The arrays of one block; views of the maps."""
@@ -101,7 +102,7 @@ class Stored:
 
     def _open(self, part: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         path = self._path(part)
-        if sha256(*_files(path)) != self.parts[part]["sha256"]:
+        if sha256(*_files(path)) != self.parts[part].sha256:
             raise UserError(f"{path} is damaged (its digest is not the manifest's): {AGAIN}")
         names = [file.name.removesuffix(".ends.npy") for file in path.glob("*.ends.npy")]
         return {n: (np.load(path / f"{n}.npy", mmap_mode="r"), np.load(path / f"{n}.ends.npy")) for n in names}

@@ -15,6 +15,8 @@ from torch import nn
 
 from attnopt.core.errors import UserError
 from attnopt.core.files import sha256
+from attnopt.records.corpus import CorpusManifest
+from attnopt.records.teacher import TeacherShape
 from attnopt.teacher.params import TeacherParams
 
 BUNDLED = "mini-gpt2"
@@ -30,7 +32,7 @@ def load_teacher(params: TeacherParams, model: bool = True) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # ours shows what takes long
     where, options = _locate(params)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
@@ -89,16 +91,16 @@ def _gguf_of_package(name: str) -> Path:
     return files[0]
 
 
-def check_tokens(model: Any, tokenizer: Any, corpus: dict[str, Any]) -> None:
+def check_tokens(model: Any, tokenizer: Any, corpus: CorpusManifest) -> None:
     """Raises UserError where the corpus (its manifest) was tokenised for another model."""
-    if corpus["tokenizer"] != sha256(tokenizer.backend_tokenizer.to_str()):
+    if corpus.tokenizer != sha256(tokenizer.backend_tokenizer.to_str()):
         raise UserError("data/corpus was made with another tokenizer: run `dvc repro tokenize`")
-    if corpus["vocabulary"] > model.config.vocab_size:
-        vocabularies = f"{corpus['vocabulary']} pieces, the model {model.config.vocab_size}"
+    if corpus.vocabulary > model.config.vocab_size:
+        vocabularies = f"{corpus.vocabulary} pieces, the model {model.config.vocab_size}"
         raise UserError(f"teacher: its tokenizer has {vocabularies}; they do not belong together")
-    if model.config.max_position_embeddings < corpus["block"]:
+    if model.config.max_position_embeddings < corpus.block:
         raise UserError(
-            f"corpus.block: {corpus['block']} exceeds the teacher's {model.config.max_position_embeddings} positions"
+            f"corpus.block: {corpus.block} exceeds the teacher's {model.config.max_position_embeddings} positions"
         )
 
 
@@ -111,18 +113,18 @@ def teacher_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def describe_teacher(model: Any) -> dict[str, Any]:
+def describe_teacher(model: Any) -> TeacherShape:
     """The teacher's shape, for manifests and the report."""
     config = model.config
     heads = config.num_attention_heads
-    return {
-        "architecture": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "layers": config.num_hidden_layers,
-        "heads": heads,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-        "hidden": config.hidden_size,
-        "vocab": config.vocab_size,
-        "positions": config.max_position_embeddings,
-    }
+    return TeacherShape(
+        architecture=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=config.num_hidden_layers,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        hidden=config.hidden_size,
+        vocab=config.vocab_size,
+        positions=config.max_position_embeddings,
+    )

@@ -1,10 +1,15 @@
 """Text sampled from the teacher itself, for where its own training text is not public (LLM-QAT, arXiv:2305.17888)."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from attnopt.core.device import resolve_device
+from attnopt.core.progress import progress_bar
 
 
 @torch.no_grad()
@@ -45,3 +50,10 @@ def sample_blocks(
         drawn = sample_stream(model, tokenizer.eos_token_id, per_stream * block, size, len(tokenizer), generator)
         found.append(drawn.view(-1, block).cpu().numpy())
     return np.concatenate(found)[:count]
+
+
+def sampler_of(model: Any, tokenizer: Any, block: int, seed: int) -> Callable[[int], np.ndarray]:
+    """What gives so many blocks of the teacher's own text, on the fastest device at hand and with progress shown."""
+    progress = partial(progress_bar, name="the teacher writes", unit="batch")
+    model.to(resolve_device("auto"))
+    return partial(sample_blocks, model, tokenizer, block, seed=seed, progress=progress)

@@ -1,125 +1,170 @@
 """dvc.yaml, params.yaml and the import graph agree; one name runs from stage to subcommand to test."""
 
-import ast
+import importlib
+import inspect
+import io
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from attnopt import mechanisms
-from attnopt import settings as params
+from attnopt import mechanisms, settings
+from attnopt.core.code import code_digest, import_closure, imports_of
 from attnopt.tools import study
 
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-DISPATCH = {"attnopt/__init__.py", "attnopt/cli.py"}
+ROOMS = (
+    *("core", "statistics", "records", "ops", "teacher", "mechanisms", "corpus", "report", "conformance"),
+    *("targets", "student", "training", "evaluation", "bench", "settings", "tools", "stages", "cli"),
+)
+"""From the ground up: a room imports those before it and itself, and no other."""
+VARIANT = ["seeds", "seed", "transfer", "align", "distill", "lora", "${key}"]
+"""The sections of params.yaml that a variant is made of."""
 
 
-def imports_of(file: Path) -> set[Path]:
-    """The project's modules that a file imports, anywhere in it."""
-    found: set[Path] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            if name.split(".")[0] in ("attnopt", "stages"):
-                path = ROOT / name.replace(".", "/")
-                found |= {p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()}
-    return found
+def stage_file(stage: str) -> Path:
+    return ROOT / "stages" / f"{stage.replace('-', '_')}.py"
 
 
-def reach(start: Path) -> set[str]:
-    """What a file imports, directly or not; settings.py looks into mechanisms only to validate their options."""
-    seen: set[Path] = set()
-    todo = {start}
-    while todo:
-        file = todo.pop()
-        seen.add(file)
-        if str(file.relative_to(ROOT)) not in DISPATCH | {"attnopt/settings.py"}:
-            todo |= imports_of(file) - seen
-    return {str(p.relative_to(ROOT)) for p in seen} - DISPATCH
+def entry(stage: str) -> dict:
+    return PIPELINE[stage].get("do", PIPELINE[stage])
 
 
-def deps(stage: str) -> list[str]:
-    return PIPELINE[stage].get("do", PIPELINE[stage])["deps"]
+def relative(files: set[Path]) -> set[str]:
+    """Without the packages' own doors, which hold a docstring or the registry."""
+    doors = {"attnopt/__init__.py", "stages/__init__.py"}
+    return {file.relative_to(ROOT).as_posix() for file in files} - doors
 
 
 @pytest.mark.parametrize("stage", PIPELINE)
 def test_a_stage_depends_on_every_module_that_it_imports(stage: str) -> None:
-    listed = deps(stage)
-    if {"models/${key}", "models"} & set(listed):  # a student carries the digest of the code that made it
-        listed = listed + deps("distill")
-    needed = reach(ROOT / "stages" / f"{stage.replace('-', '_')}.py")
-    settings_only = {
-        "attnopt/bench/params.py",
-        "attnopt/report/params.py",
-        "attnopt/bench/__init__.py",
-        "attnopt/report/__init__.py",
-    }
-    missing = {m for m in needed - settings_only if not any(m == d or m.startswith(f"{d}/") for d in listed)}
-    public = {f"attnopt/mechanisms/{kind}.py" for kind in mechanisms.mechanism_names()}
-    own = public if "attnopt/mechanisms/${item}.py" in listed else set()
-    assert missing - own == set()
+    listed = entry(stage)["deps"]
+    if "models" in listed:  # a student carries the digest of the code that made it
+        listed = listed + entry("distill")["deps"]
+    kinds = {f"attnopt/mechanisms/{kind}.py" for kind in mechanisms.mechanism_names()}
+    needed = relative(import_closure([stage_file(stage)]))
+    outside = {m for m in needed if not any(m == d or m.startswith(f"{d}/") for d in listed)}
+    assert outside - (kinds if "attnopt/mechanisms/${item}.py" in listed else set()) == set()
 
 
 @pytest.mark.parametrize("stage", PIPELINE)
-def test_a_stage_lists_no_file_that_is_not_there(stage: str) -> None:
-    for dep in deps(stage):
-        if "$" not in dep and dep.split("/")[0] in ("attnopt", "stages"):
-            assert (ROOT / dep).exists(), dep
+def test_a_stage_lists_no_file_that_is_not_there_and_none_that_it_does_not_need(stage: str) -> None:
+    needed = relative(import_closure([stage_file(stage)]))
+    needed |= {f"attnopt/mechanisms/{kind}.py" for kind in mechanisms.mechanism_names()}
+    needed |= relative(import_closure((ROOT / "attnopt/mechanisms").glob("*.py")))
+    for dep in entry(stage)["deps"]:
+        if "$" in dep or dep.split("/")[0] not in ("attnopt", "stages"):
+            continue
+        assert (ROOT / dep).exists(), dep
+        assert dep.startswith("attnopt/assets") or any(m == dep or m.startswith(f"{dep}/") for m in needed), dep
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_a_stage_is_handed_exactly_the_sections_that_it_depends_on(stage: str) -> None:
+    run = importlib.import_module(f"stages.{stage_file(stage).stem}").run
+    taken = [p.name for p in inspect.signature(run).parameters.values() if p.default is p.empty]
+    sections = [key for name in taken for key in (VARIANT if name == "variant" else [name])]
+    assert sorted(sections) == sorted(entry(stage)["params"])
+    assert set(sections) - {"${key}"} <= set(settings.Settings.model_fields)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "stages").glob("*.py")), ids=lambda file: file.stem)
+def test_a_stage_is_glue_of_forty_lines_at_most(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 40
 
 
 def test_one_name_from_stage_to_subcommand_to_file() -> None:
-    for stage, entry in PIPELINE.items():
-        assert entry.get("do", entry)["cmd"].split()[:2] == ["attnopt", stage]
-        assert (ROOT / "stages" / f"{stage.replace('-', '_')}.py").is_file()
+    from typer.main import get_command
+
+    from attnopt.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for stage in PIPELINE:
+        assert entry(stage)["cmd"].split()[:2] == ["attnopt", stage]
+        assert stage in commands
+        assert stage_file(stage).is_file()
+    assert {f.stem for f in (ROOT / "stages").glob("*.py")} - {"__init__"} == {stage_file(s).stem for s in PIPELINE}
 
 
-def test_dependencies_between_rooms_run_one_way() -> None:
-    order = ["mechanisms", "student", "training", "stages"]
-    rooms = {
-        "mechanisms": "attnopt/mechanisms",
-        "student": "attnopt/student",
-        "training": "attnopt/training",
-        "stages": "stages",
-    }
-    for i, room in enumerate(order):
-        path = ROOT / rooms[room]
-        for file in [path] if path.is_file() else path.rglob("*.py"):
-            imported = {str(p.relative_to(ROOT)) for p in imports_of(file)}
-            above = [rooms[r] for r in order[i + 1 :]]
-            assert not [m for m in imported for a in above if m == a or m.startswith(f"{a}/")], file
+def room_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return parts[0] if parts[0] == "stages" else parts[1]
 
 
-def test_the_report_reads_records_only() -> None:
-    code = "import sys, attnopt.report.page, stages.report; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+def sources() -> Iterator[Path]:
+    for file in [*(ROOT / "attnopt").rglob("*.py"), *(ROOT / "stages").glob("*.py")]:
+        if file != ROOT / "attnopt/__init__.py":
+            yield file
+
+
+def test_no_room_imports_one_above_it() -> None:
+    doors = {ROOT / "attnopt/__init__.py", ROOT / "stages/__init__.py"}
+    assert {room_of(file) for file in sources()} == set(ROOMS)
+    for file in sources():
+        floor = ROOMS.index(room_of(file))
+        above = [m for m in imports_of(file) - doors if ROOMS.index(room_of(m)) > floor]
+        assert not above, (file, above)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    doors = set((ROOT / "attnopt").rglob("__init__.py"))  # of a package: those around it import nothing
+    for file in sources():
+        below = import_closure(imports_of(file) - {file} - doors)
+        assert file not in below, file
+
+
+def test_the_report_imports_records_and_statistics_only() -> None:
+    for file in (ROOT / "attnopt/report").rglob("*.py"):
+        rooms = {room_of(m) for m in imports_of(file) if m != ROOT / "attnopt/__init__.py"}
+        assert rooms <= {"core", "records", "statistics", "report"}, file
+
+
+def test_code_of_another_chapter_changes_no_student_and_that_of_a_kernel_its_own_alone() -> None:
+    def runs(kind: str) -> set[str]:
+        modules = (
+            stage_file("distill"),
+            ROOT / f"attnopt/mechanisms/{kind}.py",
+            ROOT / "attnopt/mechanisms/softmax.py",
+        )
+        return relative(import_closure(modules))
+
+    for kind in mechanisms.mechanism_names():
+        code = runs(kind)
+        assert not [m for m in code if m.split("/")[1] in ("report", "evaluation", "bench", "settings.py", "cli.py")]
+        assert any(m.startswith("attnopt/ops/nsa/") for m in code) == (kind == "nsa")
+        assert len([m for m in code if m.startswith("attnopt/mechanisms/") and m.count("/") == 2]) <= 5
+    assert code_digest("stages.distill") != code_digest("stages.distill", "attnopt.mechanisms.nsa")
+
+
+def test_the_stages_look_without_torch() -> None:
+    """What has nothing to do says so before torch is imported; the report never needs it."""
+    code = "import sys, stages.{}, attnopt.settings; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    for stage in ("distill", "evaluate", "sample", "bench", "report"):
+        ended = subprocess.run(
+            [sys.executable, "-c", code.format(stage)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert ended.stdout.strip() == "[]", stage
 
 
 def test_every_mechanism_is_in_the_default_study() -> None:
-    assert set(mechanisms.mechanism_names()) <= set(params.load_settings(ROOT / "params.yaml").variants.values())
+    default = YAML(typ="safe").load((ROOT / "studies/mini.yaml").read_text())
+    assert set(mechanisms.mechanism_names()) <= set(default["variants"].values())
 
 
 @pytest.mark.parametrize("name", ["mini", "gpt2", "smollm2"])
-def test_studies_are_valid_and_the_default_is_what_is_committed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # fmt: skip
+def test_studies_are_valid(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     (tmp_path / "params.yaml").write_text(study.compose_study(name))
-    params.load_settings(tmp_path / "params.yaml")
-    if name == "mini":
-        assert study.compose_study(name) == (ROOT / "params.yaml").read_text()
+    settings.load_settings(tmp_path / "params.yaml")
 
 
 def test_params_are_written_as_dvc_writes_them() -> None:
     """`dvc exp run -S` rewrites the file: it must then differ in one line."""
-    import io
-
     out = io.StringIO()
-    text = (ROOT / "params.yaml").read_text()
+    text = (ROOT / "studies/mini.yaml").read_text()
     study.yaml_writer().dump(study.yaml_writer().load(text), out)
     assert out.getvalue() == text

@@ -1,0 +1,83 @@
+"""The stage distill: a variant's students trained, one after the other, each written with its record."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from attnopt.core.checkpoint import Checkpoint, checkpoint_key
+from attnopt.core.device import resolve_device, resolve_precision
+from attnopt.core.distributed import launch_processes, launched_processes
+from attnopt.core.files import written_aside
+from attnopt.core.paths import CHECKPOINTS
+from attnopt.core.progress import progress_bar
+from attnopt.records.distill import CoefficientRow, HistoryRow, StudentCard, write_rows
+from attnopt.student.files import save_student, write_student
+from attnopt.targets.dataset import Dataset, load_dataset
+from attnopt.teacher.model import teacher_fingerprint
+from attnopt.teacher.params import TeacherParams
+from attnopt.training.jobs import TrainingJob
+from attnopt.training.trainer import Trainer
+
+
+def train_students(jobs: Sequence[TrainingJob], teacher: TeacherParams) -> None:
+    """Train and write the students of one variant; in the processes that it asks for.
+
+    A job's checkpoint is removed when all are written, so that a run that is stopped goes on where it stood.
+    """
+    variant = jobs[0].variant
+    if variant.distill.processes > 1 and launched_processes() == 1:
+        launch_processes(variant.distill.processes, ["distill", variant.name, "--again"])
+        return
+    dataset, _ = load_dataset(teacher)
+    device = resolve_device(variant.distill.device)
+    dataset.teacher.to(device)
+    where = (device.type, resolve_precision(variant.distill.precision, device))
+    done = []
+    for job in jobs:
+        checkpoint = Checkpoint(checkpoint_key(job.key, *where))
+        with progress_bar(name=f"{variant.name}/{job.seeds.run}", unit="step", total=0) as progress:
+            trainer = Trainer(dataset, variant, job.seeds, checkpoint, progress=_shower(progress))
+            with checkpoint.locked() if trainer.group.main else nullcontext():
+                student = trainer.run()
+                if trainer.group.main:
+                    _write(job, trainer, student, dataset, teacher)
+        trainer.group.wait()
+        done.append(checkpoint)
+    for checkpoint in done if trainer.group.main else ():
+        checkpoint.remove()
+
+
+def _shower(progress: Any) -> Callable[[int, int, HistoryRow], None]:
+    def show(step: int, steps: int, row: HistoryRow) -> None:
+        progress.total = steps
+        shown = {row.phase: f"{row.loss:.3f}", "tok/s": f"{row.tokens_per_s:.0f}", "MiB": f"{row.rss_mib:.0f}"}
+        progress.set_postfix(shown, refresh=False)
+        progress.update(step - progress.n)
+
+    return show
+
+
+def _write(job: TrainingJob, trainer: Trainer, student: Any, dataset: Dataset, teacher: TeacherParams) -> None:
+    record = trainer.record(job.key)
+    card = StudentCard(
+        variant=record.variant,
+        kind=record.kind,
+        control=record.control,
+        options=record.options,
+        layers=record.layers,
+        start=record.start,
+        seed=record.seed,
+        teacher=teacher.model_dump(),
+        fingerprint=teacher_fingerprint(dataset.teacher),
+        key=job.key,
+    )
+    with written_aside(job.student) as aside:
+        save_student(aside, student, dataset.teacher, card)
+        for step, weights in trainer.kept.items():
+            write_student(aside / CHECKPOINTS / str(step), weights, card.model_copy(update={"step": step}))
+    with written_aside(job.out) as aside:
+        aside.mkdir()
+        write_rows(aside / "history.csv", trainer.log.history, HistoryRow)
+        if trainer.log.coefficients:
+            write_rows(aside / "coefficients.csv", trainer.log.coefficients, CoefficientRow)
+        record.write(aside / "record.json")
