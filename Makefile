@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: repro test lint types clean
+.PHONY: repro test test-fast lint types clean
 
 repro: $(VENV)/installed
 	dvc repro
@@ -11,6 +11,9 @@ repro: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 pytest -n 2 --durations 15
+
+test-fast: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 pytest -n 2 -m "not slow"
 
 lint: $(VENV)/installed-dev
 	ruff check .

@@ -4,7 +4,6 @@ A run's key is a digest of everything that its result depends on, so a run with 
 device looks into another folder. A lock per key keeps a second trainer out; writes go to a temporary file first.
 """
 
-import fcntl
 import os
 import shutil
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from attnopt.core.errors import UserError
 from attnopt.core.keep import key_of
@@ -41,12 +41,11 @@ class Checkpoint:
     def locked(self) -> Iterator[None]:
         """Hold the run's lock; raises UserError where another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process trains this very run ({self.folder}); stop it or wait") from None
-            yield
+        try:
+            with FileLock(self.folder / "lock", timeout=0):
+                yield
+        except Timeout:
+            raise UserError(f"another process trains this very run ({self.folder}); stop it or wait") from None
 
     def save(self, state: dict[str, Any]) -> None:
         aside = self.folder / "state.partial"

@@ -1,69 +1,28 @@
-"""Turn Wikipedia text, as dumps and WikiText carry it, into plain prose paragraphs."""
+"""Wikipedia text as plain prose: the bundled sample, and WikiText's tokenised text undone."""
 
-import bz2
 import itertools
+import json
+import lzma
 import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
 SAMPLE = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-BACK_MATTER = {
-    "bibliography", "citations", "external links", "footnotes", "further reading", "gallery", "notes",
-    "notes and references", "publications", "references", "see also", "sources", "works cited",
-}  # fmt: skip
+"""The dump that the bundled articles are from, see attnopt/tools/enwiki.py."""
+ARTICLES = Path(str(resources.files("attnopt"))) / "assets" / "enwiki-sample" / "articles.jsonl.xz"
 
-_HEADING = re.compile(r"^\s*(={2,6})\s*(.*?)\s*\1\s*$")
 _SPLIT_HEADING = re.compile(r"^ ?((?:= )+)(.+?) (?:= ?)+$")
-_PROSE_END = re.compile(r"[.!?:;][\"')\]]*$")
 
 
-def sample_path() -> Path:
-    """The dump of Wikipedia articles that gensim ships among its test data."""
-    return Path(str(resources.files("gensim"))) / "test" / "test_data" / SAMPLE
+def sample_articles() -> list[tuple[str, str]]:
+    """(title, cleaned text) of the bundled sample's 107 articles, in the dump's order."""
+    with lzma.open(ARTICLES, "rt", encoding="utf-8") as lines:
+        return [(article["title"], article["text"]) for article in map(json.loads, lines)]
 
 
-def sample_articles(path: Path | None = None) -> Iterator[tuple[str, str]]:
-    """(title, cleaned text) of the dump's 107 articles in its order; redirects are left out."""
-    from gensim.corpora.wikicorpus import extract_pages, filter_wiki
-
-    with bz2.open(path or sample_path(), "rb") as dump:
-        for title, markup, _ in extract_pages(dump, filter_namespaces=("0",)):
-            if not markup.lstrip().lower().startswith("#redirect"):
-                yield title, clean_article(title, filter_wiki(markup))
-
-
-def clean_article(title: str, text: str) -> str:
-    """Headings and prose of one article whose markup gensim has stripped; tables, captions and back matter dropped."""
-    lines: list[str] = []
-    skip_deeper_than = 99
-    for raw in text.split("\n"):
-        if heading := _HEADING.match(raw):
-            depth = len(heading[1])
-            if depth <= skip_deeper_than:
-                skip_deeper_than = depth if heading[2].lower() in BACK_MATTER else 99
-                if skip_deeper_than == 99:
-                    lines += [f"{heading[1]} {_clean_line(heading[2])} {heading[1]}", ""]
-        elif skip_deeper_than == 99 and (line := _clean_line(raw)) and _is_prose(line):
-            lines += [line, ""]
-    return "\n".join([f"= {title} =", "", *_drop_empty_sections(lines)]).strip() + "\n"
-
-
-def _clean_line(line: str) -> str:
-    line = re.sub(r"'{2,}|<[^>]*>|\[https?:[^\]]*\]|https?:\S+|__[A-Z]+__", "", line)
-    line = re.sub(r"^[*#:;|!+\s]+", "", line)
-    line = re.sub(r"\(\s*[,;:\s]*\)", "", line)
-    line = re.sub(r"\(\s*[,;]\s*", "(", line)
-    line = line.replace("\xa0", " ").replace("&nbsp;", " ")
-    line = re.sub(r"\s+([,.;:?!)])", r"\1", line)
-    return re.sub(r"\s+", " ", line).strip()
-
-
-def _is_prose(line: str) -> bool:
-    return len(line.split()) >= 6 and bool(_PROSE_END.search(line)) and not re.search(r"[{}|\[\]]|\w=\"", line)
-
-
-def _drop_empty_sections(lines: list[str]) -> Iterator[str]:
+def drop_empty_sections(lines: list[str]) -> Iterator[str]:
+    """The lines, with a blank one after each, without headings that nothing stands under."""
     filled = [line for line in lines if line]
     for line, following in itertools.pairwise([*filled, "= end ="]):
         own, next_ = _depth(line), _depth(following)
@@ -90,7 +49,7 @@ def undo_wikitext(text: str) -> str:
         kept = " ".join(s for s in sentences if _is_whole(s))
         if kept:
             lines += [_join_tokens(kept), ""]
-    return "\n".join(_drop_empty_sections(lines)).strip() + "\n"
+    return "\n".join(drop_empty_sections(lines)).strip() + "\n"
 
 
 def _is_whole(sentence: str) -> bool:

@@ -72,6 +72,28 @@ def test_the_sample_has_its_articles_and_no_markup() -> None:
     assert all(len(line.split()) >= 6 for line in lines)
 
 
+@pytest.mark.slow
+def test_the_bundled_articles_are_what_the_tool_makes_of_the_dump() -> None:
+    pytest.importorskip("gensim")
+    from attnopt.tools.enwiki import dump_articles, dump_path
+
+    assert list(dump_articles(dump_path())) == wiki.sample_articles()
+
+
+def test_a_damaged_split_is_named(workspace: Workspace) -> None:
+    workspace.run("tokenize")
+    path = Path("data/corpus/train.npy")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"data/corpus/train.npy is damaged .*run `dvc repro -f -s tokenize`"):
+        corpus.read_blocks(Path("data/corpus"), "train")
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"data/corpus/train.npy is damaged"):
+        corpus.read_blocks(Path("data/corpus"), "train")
+    np.save(path, np.zeros((3, 32), np.uint16))
+    with pytest.raises(UserError, match=r"train.npy holds blocks \(3, 32\), its manifest says"):
+        corpus.read_blocks(Path("data/corpus"), "train")
+
+
 def test_wikitext_is_turned_back_into_prose() -> None:
     text = (
         " = Title = \n \n The role @-@ playing game ( 1 @,@ 000 copies ) sold well . It 's <unk> here . "
