@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnopt.evaluation.params import SampleParams
+from attnopt.ops.divergence import forward_kl
 
 
 def distinct(text: str, n: int) -> float:
@@ -47,7 +48,7 @@ def perplexity_of(model: Any, prompt_ids: list[int], new_ids: list[int]) -> floa
 def token_kl(teacher: Any, student: Any, prompt_ids: list[int], new_ids: list[int]) -> list[float]:
     """KL(teacher || student) in nats at each token of a continuation, both given the same tokens before it."""
     log_p, log_q = (log_probs(model, prompt_ids, new_ids) for model in (teacher, student))
-    return [round(kl, 5) for kl in (log_p.exp() * (log_p - log_q)).sum(-1).tolist()]
+    return [round(kl, 5) for kl in forward_kl(log_p, log_q).tolist()]
 
 
 def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
