@@ -21,8 +21,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
-from attnopt.ops.softmax.band import EMPTY, SPAN, Part, attend, attend_heads, in_spans, merge, zero_empty
-from attnopt.ops.tensors import repeat_heads, wide
+from attnopt.ops.softmax.spans import QUERY_SPAN, Part, attend, attend_heads, in_spans, merge, zero_empty
+from attnopt.ops.tensors import MASKED, own_copy, repeat_heads, wide
 
 
 class Segments(NamedTuple):
@@ -63,7 +63,7 @@ class Linformer(Mechanism):
         self.normalised = options.branches != "far"
 
     def extend(self, x: Inputs, state: Segments | None = None) -> tuple[Tensor, State]:
-        old = state or Segments(*(_own(t[:, :, :0]) for t in (x.k, x.v, x.k, x.v)))
+        old = state or Segments(*(own_copy(t[:, :, :0]) for t in (x.k, x.v, x.k, x.v)))
         k, v = torch.cat([old.k, x.k], 2), torch.cat([old.v, x.v], 2)
         slot_k, slot_v = old.slot_k, old.slot_v
         done = k.shape[2] - k.shape[2] % self.options.segment
@@ -76,7 +76,7 @@ class Linformer(Mechanism):
         if slot_k.shape[2]:
             parts.append(self._slots(x.q, slot_k, slot_v, old))
         out = zero_empty(*merge(*parts)).to(x.q.dtype) if parts else x.q * 0
-        return out, Segments(slot_k, slot_v, _own(k[:, :, done:]), _own(v[:, :, done:]))
+        return out, Segments(slot_k, slot_v, own_copy(k[:, :, done:]), own_copy(v[:, :, done:]))
 
     def _segments(self, q: Tensor, k: Tensor, v: Tensor) -> Part:
         """Each query to its own segment, up to itself; k and v begin with that of the first query."""
@@ -86,7 +86,7 @@ class Linformer(Mechanism):
         behind = -count % size
         q = F.pad(q, (0, 0, count - tokens, behind)).unflatten(2, (-1, size)).unflatten(1, group).transpose(2, 3)
         k, v = (F.pad(t, (0, 0, 0, behind)).unflatten(2, (-1, size)) for t in (k, v))
-        mask = torch.full((size, size), EMPTY, dtype=q.dtype, device=q.device).triu(1).repeat(1, 1, 1, group[1], 1)
+        mask = torch.full((size, size), MASKED, dtype=q.dtype, device=q.device).triu(1).repeat(1, 1, 1, group[1], 1)
         out, lse = attend(q.flatten(3, 4), k, v, mask, self.geometry.scaling)
         out, lse = (t.unflatten(3, (group[1], size)).transpose(2, 3).flatten(3, 4).flatten(1, 2) for t in (out, lse))
         return out[:, :, count - tokens : count], lse[:, :, count - tokens : count]
@@ -105,10 +105,10 @@ class Linformer(Mechanism):
         def attend_span(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> Part:
             index = torch.arange(start, stop, device=q.device)[:, None]
             hidden = torch.arange(k.shape[2], device=q.device) >= visible(index)
-            mask = torch.full_like(hidden, math.log(segment / slots), dtype=q.dtype).masked_fill(hidden, EMPTY)
+            mask = torch.full_like(hidden, math.log(segment / slots), dtype=q.dtype).masked_fill(hidden, MASKED)
             return attend_heads(q, k, v, mask, self.geometry.scaling)
 
-        return in_spans(attend_span, cut, wide(q, k, v), q.shape[2], SPAN // 2)
+        return in_spans(attend_span, cut, wide(q, k, v), q.shape[2], QUERY_SPAN // 2)
 
     def reference(self, x: Inputs) -> Tensor:
         segment, mass = self.options.segment, math.log(self.options.segment / self.options.slots)
@@ -161,7 +161,3 @@ def pool(weight: Tensor, x: Tensor) -> Tensor:
     weight = (weight + (1 - weight.sum(-1, keepdim=True)) / weight.shape[-1]).to(tokens.dtype)
     segments = tokens.unflatten(2, (-1, weight.shape[-1]))
     return torch.einsum("grc,bgncd->bgnrd", weight, segments).flatten(2, 3).to(x.dtype)
-
-
-def _own(x: Tensor) -> Tensor:
-    return x.clone(memory_format=torch.contiguous_format)

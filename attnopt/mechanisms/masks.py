@@ -25,11 +25,12 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
-from attnopt.ops.softmax.band import BLOCK, EMPTY, Part, Prefix, band_attention, merge
+from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import dense_attention, only
+from attnopt.ops.softmax.spans import BLOCK, Part, merge
 from attnopt.ops.softmax.strided import strided_attention
-from attnopt.ops.tensors import repeat_heads, wide
-from attnopt.ops.window_state import Kept, with_new
+from attnopt.ops.tensors import MASKED, repeat_heads, wide
+from attnopt.ops.window_state import WindowState, append_tokens
 
 FORMS = "last:i, window:w, first:f, stride:n, full"
 
@@ -106,8 +107,8 @@ class Masks(Mechanism):
         if self.far:
             self.growth = "linear"
 
-    def extend(self, x: Inputs, state: Kept | None = None) -> tuple[Tensor, State]:
-        kept = with_new(state, x.k, x.v, self.sinks)
+    def extend(self, x: Inputs, state: WindowState | None = None) -> tuple[Tensor, State]:
+        kept = append_tokens(state, x.k, x.v, self.sinks)
         parts = [self._band(x.q, kept, start, stop) for start, stop in self._runs() if start < kept.k.shape[2]]
         parts += [self._strided(x.q, kept, i) for i in self.far]
         if self.sinks:
@@ -132,14 +133,14 @@ class Masks(Mechanism):
                 runs.append((start, stop))
         return runs
 
-    def _band(self, q: Tensor, kept: Kept, start: int, stop: int) -> Part:
+    def _band(self, q: Tensor, kept: WindowState, start: int, stop: int) -> Part:
         """The keys at distances start:stop."""
         count = kept.k.shape[2] - start
         bias = self._log_mass(self.near, stop)[:, start:]
         k, v = kept.k[:, :, :count], kept.v[:, :, :count]
         return band_attention(q, k, v, stop - start, self.geometry.scaling, bias=bias)
 
-    def _strided(self, q: Tensor, kept: Kept, index: int) -> Part:
+    def _strided(self, q: Tensor, kept: WindowState, index: int) -> Part:
         stride = self.candidates[index].size
         out, lse = strided_attention(q, kept.k, kept.v, stride, self.geometry.scaling)
         return out, lse + F.logsigmoid(self.alpha[:, index, None]).to(lse)
@@ -149,7 +150,7 @@ class Masks(Mechanism):
         index = torch.arange(count, device=self.alpha.device)
         selects = torch.stack([self.candidates[i].selects(index, index) for i in members])
         logs = F.logsigmoid(wide(self.alpha)[0][:, members])
-        return logs[..., None].masked_fill(~selects, EMPTY).logsumexp(1)
+        return logs[..., None].masked_fill(~selects, MASKED).logsumexp(1)
 
     def mask(self, length: int) -> Tensor:
         """The learned mask m, (heads or 1, T, T), of rows t and columns s; zero where s > t."""

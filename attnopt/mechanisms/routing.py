@@ -25,12 +25,13 @@ from torch import Tensor
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
 from attnopt.ops.kmeans import k_means, nearest
 from attnopt.ops.output_pieces import Pieces
-from attnopt.ops.softmax.band import Part, band_attention, merge, recent, zero_empty
+from attnopt.ops.softmax.band import band_attention
 from attnopt.ops.softmax.dense import ages, dense_attention, only
 from attnopt.ops.softmax.ranges import range_attention
-from attnopt.ops.tensors import repeat_heads, wide
+from attnopt.ops.softmax.spans import Part, merge, zero_empty
+from attnopt.ops.tensors import last_tokens, repeat_heads, wide
 
-SPAN = 2048
+EXTEND_SPAN = 2048
 """Longer sequences are taken in spans of this many tokens, so that what they need in between stays small."""
 FIT_TOKENS = 512
 """Of each sequence are enough to fit to."""
@@ -91,7 +92,9 @@ class Routing(Mechanism):
 
     def extend(self, x: Inputs, state: Routed | None = None) -> tuple[Tensor, State]:
         pieces = Pieces(x.q.shape[2])
-        for q, k, v in zip(x.q.split(SPAN, 2), x.k.split(SPAN, 2), x.v.split(SPAN, 2), strict=True):
+        for q, k, v in zip(
+            x.q.split(EXTEND_SPAN, 2), x.k.split(EXTEND_SPAN, 2), x.v.split(EXTEND_SPAN, 2), strict=True
+        ):
             out, state = self._extend(Inputs(q, k, v), state)
             pieces.add(out)
         return pieces.joined()[0], state
@@ -107,7 +110,7 @@ class Routing(Mechanism):
             parts += far
         out = zero_empty(*merge(*parts)).to(x.q.dtype)
         last = self.options.window - 1
-        return out, Routed(recent(k, last), recent(v, last), members)
+        return out, Routed(last_tokens(k, last), last_tokens(v, last), members)
 
     def parallel(self, x: Inputs) -> Tensor:
         if self.options.branches != "both":

@@ -13,7 +13,7 @@ from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State
 from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import ages, dense_attention, only
 from attnopt.ops.tensors import repeat_heads
-from attnopt.ops.window_state import Kept, with_new
+from attnopt.ops.window_state import WindowState, append_tokens
 
 
 class Window(Mechanism):
@@ -27,9 +27,9 @@ class Window(Mechanism):
         sinks: Annotated[int, Field(ge=0)] = 4
         """f: and to the first f tokens of the sequence."""
 
-    def extend(self, x: Inputs, state: Kept | None = None) -> tuple[Tensor, State]:
+    def extend(self, x: Inputs, state: WindowState | None = None) -> tuple[Tensor, State]:
         window, sinks = self.options.window, self.options.sinks
-        kept = with_new(state, x.k, x.v, sinks)
+        kept = append_tokens(state, x.k, x.v, sinks)
         start = kept.seen - x.q.shape[2]
         prefix = Prefix(kept.first_k, kept.first_v, start, gap=window) if sinks and kept.seen > window else None
         out, _ = band_attention(x.q, kept.k, kept.v, window, self.geometry.scaling, prefix=prefix)
