@@ -13,6 +13,7 @@ import torch
 from attnopt.core.device import token_ids
 from attnopt.evaluation.params import EvaluateParams
 from attnopt.mechanisms.base import Mechanism
+from attnopt.ops.divergence import forward_kl
 from attnopt.records.evaluate import BranchRow, FeatureRow, LayerRow, PrunedRow
 from attnopt.statistics import mean_and_error
 from attnopt.student.attach import mechanisms_of
@@ -65,7 +66,7 @@ class Diagnostics:
         for ids, hidden in zip(self.batches, self.hidden, strict=True):
             for ours, theirs in zip(hidden_states(model, ids)[:, :-1], hidden[:, :-1], strict=True):
                 log_p, log_q = (t.float().log_softmax(-1) for t in (self.head(theirs), head(ours)))
-                rows.append((log_p.exp() * (log_p - log_q)).sum(-1).cpu())
+                rows.append(forward_kl(log_p, log_q).cpu())
         return torch.stack(rows).numpy()
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attnopt.core.errors import UserError
 from attnopt.evaluation.params import SampleParams
+from attnopt.ops.divergence import forward_kl
 from attnopt.records.sample import SampleRow
 
 
@@ -50,7 +51,7 @@ def perplexity_of(model: Any, prompt_ids: list[int], new_ids: list[int]) -> floa
 def token_kl(teacher: Any, student: Any, prompt_ids: list[int], new_ids: list[int]) -> list[float]:
     """KL(teacher || student) in nats at each token of a continuation, both given the same tokens before it."""
     log_p, log_q = (log_probs(model, prompt_ids, new_ids) for model in (teacher, student))
-    return [round(kl, 5) for kl in (log_p.exp() * (log_p - log_q)).sum(-1).tolist()]
+    return [round(kl, 5) for kl in forward_kl(log_p, log_q).tolist()]
 
 
 def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:

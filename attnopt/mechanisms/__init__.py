@@ -1,4 +1,7 @@
-"""The registry: every public module of this package is a mechanism, found by discovery and imported when asked for."""
+"""The registry: every public module of this package but `base` is a mechanism, imported when it is asked for.
+
+A folder, such as `shared`, holds parts of mechanisms and is none.
+"""
 
 import difflib
 import importlib
@@ -6,16 +9,22 @@ import pkgutil
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions
 
-__all__ = ["Geometry", "Inputs", "Mechanism", "MechanismOptions", "load", "names"]
+__all__ = ["Geometry", "Inputs", "Mechanism", "MechanismOptions", "load_mechanism", "mechanism_names"]
 
 
 def mechanism_names() -> list[str]:
-    """The kinds that exist, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.ispkg)
+    """The kinds that exist, sorted: the names of this package's public modules but `base`."""
+    modules = (m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
+    return sorted(name for name in modules if name != "base" and not name.startswith("_"))
 
 
 def load_mechanism(kind: str) -> type[Mechanism]:
-    """The mechanism class of a kind. Raises ValueError that lists the known kinds where there is none."""
+    """The mechanism class of a kind, with its `kind` filled in.
+
+    Raises:
+        ValueError: where there is no such kind, with the known ones and the nearest of them; and where the kind's
+            module does not define exactly one mechanism.
+    """
     if kind not in mechanism_names():
         near = difflib.get_close_matches(kind, mechanism_names(), 1)
         hint = f" (did you mean {near[0]}?)" if near else ""

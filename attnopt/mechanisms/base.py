@@ -1,10 +1,18 @@
-"""The contract of a mechanism.
+"""The contract of a mechanism: `Mechanism`, what it is told (`Geometry`, `Inputs`) and what it remembers (`State`).
 
 A mechanism maps queries, keys and values of one layer to that layer's attention output. It is causal, and what it
-remembers of the past is a state that goes in and comes out. Shapes, used as suffixes on tensor names where it helps:
+remembers of the past is a state that goes in and comes out.
 
-    B batch   H query heads   G key/value heads (H is a multiple of G)   T new tokens   S seen + new tokens
-    D head dimension   C hidden width   F features
+Shapes are written with these letters, here and in all other modules, and the work per token in the same ones:
+
+    B   sequences in the batch
+    H   query heads
+    G   key/value heads; H is a multiple of G, and query head h reads key/value head h // (H / G)
+    T   new tokens
+    S   tokens seen before and new ones together
+    D   dimension of a head
+    C   width of the hidden states
+    F   features per head
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +23,20 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-State = Any
-"""None (nothing seen), or any nest (tuple, list, dict) of tensors with the batch first and of plain numbers."""
+from attnopt.mechanisms.shared.states import Rows, State, measured_bytes, one_row, select_rows
+
+__all__ = [
+    "SHORT",
+    "Geometry",
+    "Inputs",
+    "Mechanism",
+    "MechanismOptions",
+    "Rows",
+    "State",
+    "measured_bytes",
+    "select_rows",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +44,12 @@ class Geometry:
     """What a layer tells its mechanism about itself.
 
     Attributes:
-        scaling: the factor on q . k before the softmax; D^-0.5 in most models.
+        heads: H, the number of query heads.
+        kv_heads: G, the number of key/value heads; a divisor of H.
+        head_dim: D.
+        hidden: C, the width of the model.
+        scaling: the factor on q . k before the softmax; D^-0.5 in most models, but not in all.
+        layer: the layer's index in the model, counted from 0.
         rotary: whether q and k arrive with rotary positions applied.
     """
 
@@ -41,12 +64,22 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Inputs:
-    """New tokens of one layer.
+    """The new tokens of one layer.
 
     Attributes:
-        q: (B, H, T, D). k, v: (B, G, T, D), key/value heads not repeated.
+        q: (B, H, T, D) queries.
+        k: (B, G, T, D) keys; the heads are not repeated for the query heads that share them.
+        v: (B, G, T, D) values.
         hidden: (B, T, C) the layer's input, for mechanisms with gates; None where nobody has it.
         keep: (B, T) bool, False where a token is padding; None where none is.
+
+    Example: two sequences of five tokens, four query heads of width 8 on two key/value heads.
+
+        >>> x = Inputs(torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8))
+        >>> x.slice(3).k.shape  # the last two tokens
+        torch.Size([2, 2, 2, 8])
+        >>> x.map(lambda t, time: t.flip(time)).q.shape  # each tensor with the dimension that counts its tokens
+        torch.Size([2, 4, 5, 8])
     """
 
     q: Tensor
@@ -56,12 +89,15 @@ class Inputs:
     keep: Tensor | None = None
 
     def map(self, f: Callable[[Tensor, int], Tensor]) -> "Inputs":
-        """A copy with f(tensor, time dimension) applied to q, k, v and hidden; keep is dropped."""
+        """New inputs of f(tensor, dim) for q, k, v and hidden, where `dim` is the dimension that counts the tokens.
+
+        `keep` is dropped, as f may well change the tokens that it speaks of.
+        """
         hidden = None if self.hidden is None else f(self.hidden, 1)
         return Inputs(f(self.q, 2), f(self.k, 2), f(self.v, 2), hidden)
 
     def slice(self, start: int | None = None, stop: int | None = None) -> "Inputs":
-        """The tokens start:stop, `keep` included."""
+        """The tokens start:stop of every tensor, `keep` included; start and stop as in a Python slice."""
         part = self.map(lambda t, dim: t[(slice(None),) * dim + (slice(start, stop),)])
         return Inputs(part.q, part.k, part.v, part.hidden, None if self.keep is None else self.keep[:, start:stop])
 
@@ -71,29 +107,70 @@ SHORT = 192
 
 
 class MechanismOptions(BaseModel):
-    """Options of a mechanism: frozen, keyword-only, every default runnable, unknown keys refused."""
+    """Base of a mechanism's options, which are a section of params.yaml.
+
+    A field's docstring is its help in `attnopt mechanisms`. Options are frozen and passed by keyword, an unknown key is
+    refused, and the defaults of all fields together must make a mechanism that runs.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Mechanism(nn.Module):
-    """Base of all mechanisms. A new one is one file in this package: a subclass that sets the class attributes and
-    defines `extend`, `reference` and `state_bytes`. Its `kind` is the file's name.
+    """Base of all mechanisms.
 
-    Randomness at construction comes from torch's global generator, which the caller seeds; what is drawn is a buffer.
-    Padding, and rows that have seen different numbers of tokens, are handled here: `extend` never meets them.
+    A new one is one file in this package: a subclass that sets `source`, `growth` and `cost`, defines `extend`,
+    `reference` and `state_bytes`, and overrides of the rest what it has: `Options`, `fit` to start close to the
+    teacher, `parallel` for short training sequences, `limit` and `conformance_options` for its tests. Its `kind` is
+    the file's name, and nothing has to be registered.
+
+    Rules that `attnopt conform` checks: an output depends on no later token; nothing is kept on `self` between calls;
+    a state that was passed in is left as it was; sums are accumulated in at least float32 (`attnopt.ops.tensors.wide`).
+    Randomness at construction comes from torch's global generator, which the caller seeds, and what is drawn is kept in
+    a buffer or a parameter. Padding, and rows that have seen different numbers of tokens, are handled by `forward`:
+    `extend` never meets them.
+
+    Example: every token reads the mean of the values so far.
+
+        >>> from attnopt.ops.tensors import repeat_heads, wide
+        >>> class RunningMean(Mechanism):
+        ...     source, growth, cost = "https://arxiv.org/abs/2111.11418", "constant", "D"
+        ...
+        ...     def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
+        ...         (v,) = wide(x.v)
+        ...         total, seen = state or (torch.zeros_like(v[:, :, 0]), 0)
+        ...         sums = total[:, :, None] + v.cumsum(2)
+        ...         counts = torch.arange(seen + 1, seen + v.shape[2] + 1, device=v.device)[:, None]
+        ...         out = repeat_heads(sums / counts, x.q.shape[1]).to(x.q.dtype)
+        ...         return out, (sums[:, :, -1].clone(), seen + v.shape[2])
+        ...
+        ...     def reference(self, x: Inputs) -> Tensor:
+        ...         means = [x.v[:, :, : t + 1].mean(2) for t in range(x.v.shape[2])]
+        ...         return repeat_heads(torch.stack(means, 2), x.q.shape[1])
+        ...
+        ...     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
+        ...         return batch * self.geometry.kv_heads * self.geometry.head_dim * max(4, dtype.itemsize)
+        >>> geometry = Geometry(heads=4, kv_heads=2, head_dim=8, hidden=32, scaling=8**-0.5)
+        >>> mechanism = RunningMean(geometry, RunningMean.Options())
+        >>> x = Inputs(torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8), torch.randn(1, 2, 6, 8))
+        >>> prompt, state = mechanism(x.slice(0, 5))  # a prefill of five tokens
+        >>> step, state = mechanism(x.slice(5, 6), state)  # and one decoding step
+        >>> torch.allclose(torch.cat([prompt, step], 2), mechanism(x)[0])
+        True
     """
 
     kind: ClassVar[str]
     """The file's name; filled in by the registry."""
     source: ClassVar[str]
     """URL of the paper or code that defines it."""
+    paper: ClassVar[str] = ""
+    """How that paper is cited, such as "Choromanski et al. 2021"; empty where there is none."""
     growth: Literal["constant", "window", "linear"]
-    """How the state grows with the tokens seen."""
+    """How the state grows with the tokens seen: not at all, until a window is full, or with every token."""
     cost: ClassVar[str] = ""
-    """Work per token in the letters above, for `attnopt mechanisms`."""
+    """Work per token and head in the letters above and those of the options, for `attnopt mechanisms`."""
     control: ClassVar[Literal["leaks"] | None] = None
-    """Set on negative controls, which never enter a ranking."""
+    """Set on negative controls, which never enter a ranking; one that `leaks` must fail the check of causality."""
     random_features: ClassVar[str | None] = None
     """The option that says how many random features it draws; None where it draws none."""
     normalised: bool = True
@@ -105,18 +182,36 @@ class Mechanism(nn.Module):
     """How the memory of a training pass grows with the length of the sequence."""
 
     class Options(MechanismOptions):
-        pass
+        """The options; a mechanism without any leaves this class as it is."""
 
     def __init__(self, geometry: Geometry, options: Any):
+        """Make the mechanism of one layer.
+
+        Args:
+            geometry: the layer's heads and widths.
+            options: an instance of this class's `Options`.
+
+        Raises:
+            ValueError: in a subclass, where options do not go with each other or with the geometry; the message names
+                the option.
+        """
         super().__init__()
         self.geometry = geometry
         self.options = options
 
     def forward(self, x: Inputs, state: State = None, keeps_state: bool = True) -> tuple[Tensor, State]:
-        """Attention output (B, H, T, D) for the new tokens, and the state after them; padded positions give zeros.
+        """The attention output for the new tokens, and the state after them. Models call this and nothing else.
 
         Args:
-            keeps_state: without it a whole sequence may be computed in a form that leaves no state, as in training.
+            x: the new tokens; padding, marked in `x.keep`, gives zeros and leaves the state as it was.
+            state: what an earlier call returned for the same sequences, or None at their start.
+            keeps_state: False where nobody will continue, as in training: a whole sequence may then be computed in a
+                form that leaves no state, and None is returned in its place.
+
+        Returns: out (B, H, T, D) in q's dtype, and the new state.
+
+        Raises:
+            ValueError: where the state holds another number of sequences than the padded input.
         """
         ragged = isinstance(state, Rows) or (x.keep is not None and not bool(x.keep.all()))
         if ragged:
@@ -126,57 +221,103 @@ class Mechanism(nn.Module):
         return (self.parallel(x) if x.q.shape[2] <= SHORT else self.extend(x)[0]), None
 
     def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
-        """Whole sequence, chunk and single step in one: any T >= 1, any state, no padding.
+        """The output for the new tokens and the state after them: prefill, chunk and decoding step in one.
+
+        To be defined by every mechanism. Differentiable by the inputs, the parameters and the state.
 
         Args:
-            x: the new tokens; `x.keep` is to be ignored.
-            state: what an earlier call returned, or None.
-        Returns: out (B, H, T, D) in q's dtype, and the new state. The given state is left as it was.
+            x: T >= 1 new tokens, none of them padding; `x.keep` is to be ignored.
+            state: what an earlier call returned, or None; it must be left as it was, as it may be continued twice.
+
+        Returns: out (B, H, T, D) in q's dtype, and the new state.
         """
         raise NotImplementedError
 
     def parallel(self, x: Inputs) -> Tensor:
-        """The output (B, H, T, D) for a whole sequence of up to `SHORT` tokens whose state nobody wants: a form of its
-        own, such as one (T, T) matrix of weights, where that is faster."""
+        """The output for a whole short sequence whose state nobody wants, as in training.
+
+        To be defined where a form of its own, such as one (T, T) matrix of weights, is faster than `extend`, to which
+        it must be equal in value and gradient.
+
+        Args:
+            x: a whole sequence of up to `SHORT` tokens, none of them padding.
+
+        Returns: out (B, H, T, D) in q's dtype.
+        """
         return self.extend(x)[0]
 
     def reference(self, x: Inputs) -> Tensor:
-        """The same output (B, H, T, D) for a whole sequence, by an obvious loop over tokens; differentiable."""
+        """The same output by an obvious loop over tokens, to which the conformance suite holds the fast forms.
+
+        To be defined by every mechanism, straight from the equations, differentiable, and without sharing code with
+        `extend` where a mistake could hide in it.
+
+        Args:
+            x: a whole sequence, none of its tokens padding.
+
+        Returns: out (B, H, T, D).
+        """
         raise NotImplementedError
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
-        """Bytes of the state after `length` tokens of `dtype`."""
+        """Bytes that the state's tensors hold; the suite compares it with the memory of a real one.
+
+        Args:
+            batch: B, the number of sequences.
+            length: tokens that each has seen, 1 or more.
+            dtype: of q, k and v; sums kept in float32 count as such.
+        """
         raise NotImplementedError
 
     def fit(self, x: Inputs) -> None:
-        """Start close to the teacher: set parameters from the teacher's own q, k, v of this layer (no gradient)."""
+        """Start close to the teacher: set parameters and buffers in place from the teacher's own data of this layer.
+
+        Called once, before training and without gradients, where the study fits its students. The default does nothing.
+
+        Args:
+            x: the teacher's queries, keys and values of some training sequences, after rotary positions; a mechanism
+                may use a part of them.
+        """
 
     def penalty(self) -> Tensor | None:
-        """A term to add to the training loss (such as L1 on coefficients); its weight is an option."""
+        """A scalar to add to the training loss, such as L1 on coefficients, or None. Its weight is an option."""
         return None
 
     def coefficients(self) -> Mapping[str, Tensor]:
-        """Named small tensors worth plotting over training, such as mask weights: each (heads or 1, n)."""
+        """Small tensors worth plotting over training, such as mask weights, by name: (H, n), or (1, n) per layer."""
         return {}
 
     def pruned(self, threshold: float) -> "Mechanism | None":
-        """A copy without the parts whose coefficients are under the threshold in all heads; None where none can go."""
+        """A smaller copy, without the parts that matter little.
+
+        Args:
+            threshold: parts whose `coefficients` are below it in all heads are left out.
+
+        Returns: a new mechanism with the other parts' parameters, this one left as it is; None where the mechanism has
+        no such parts.
+        """
         return None
 
     @classmethod
     def limit(cls, length: int) -> Any | None:
-        """Options at which it equals softmax on sequences up to `length`; None where there are none."""
+        """The options at which its capacity is full, so that, as constructed, it equals softmax.
+
+        Args:
+            length: the longest sequence for which that must hold.
+
+        Returns: an instance of `Options`; None where there are no such options, as with random features.
+        """
         return None
 
     @classmethod
     def conformance_options(cls) -> dict[str, Any]:
-        """Option sets, by name, that together exercise each branch and backend: what the conformance suite runs."""
+        """The option sets that the conformance suite runs, by name: together they take each branch and each backend."""
         return {"default": cls.Options()}
 
     def _extend_rows(self, x: Inputs, state: State) -> tuple[Tensor, "Rows"]:
-        """Each row on its own, padding cut out: as slow as it is obvious, and right for every mechanism."""
+        """`extend` for each row on its own, with its padding cut out: slow, obvious, and right for every mechanism."""
         batch, _, tokens, _ = x.q.shape
-        states = state.rows if isinstance(state, Rows) else [_row(state, b) for b in range(batch)]
+        states = state.rows if isinstance(state, Rows) else [one_row(state, b) for b in range(batch)]
         if len(states) != batch:
             raise ValueError(f"the state holds {len(states)} sequences, the input {batch}")
         outs, after = [], []
@@ -191,34 +332,6 @@ class Mechanism(nn.Module):
         return torch.cat(outs), Rows(after)
 
 
-class Rows:
-    """The state of a batch whose rows have seen different numbers of tokens: one state of batch 1 each."""
-
-    def __init__(self, rows: list[State]):
-        self.rows = rows
-
-    def select(self, index: Tensor) -> "Rows":
-        return Rows([self.rows[i] for i in index.tolist()])
-
-
 def _pick(b: int, kept: Tensor, t: Tensor, dim: int) -> Tensor:
+    """Row b of t with the tokens `kept` alone, which lie along `dim`."""
     return t[b : b + 1].index_select(dim, kept)
-
-
-def _row(state: State, b: int) -> State:
-    return tree_map_only(Tensor, lambda t: t[b : b + 1], state)
-
-
-def select_rows(state: State, index: Tensor) -> State:
-    """The state's rows `index` (beam search, batch selection and repetition)."""
-    if isinstance(state, Rows):
-        return state.select(index)
-    return tree_map_only(Tensor, lambda t: t.index_select(0, index.to(t.device)), state)
-
-
-def measured_bytes(state: State) -> int:
-    """Bytes that the state's tensors hold in memory, each storage counted once."""
-    if isinstance(state, Rows):
-        return sum(measured_bytes(row) for row in state.rows)
-    tensors = [t for t in tree_leaves(state) if isinstance(t, Tensor)]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

@@ -1,10 +1,14 @@
-"""Based: a second-order Taylor expansion of exp on a low-rank projection, and a window (Arora et al. 2024).
+"""Based: linear attention by the second-order Taylor expansion of exp on a low-rank projection, and a softmax window.
 
     phi(q) . phi(k) = 1 + s + s^2 / 2,   s = tau (P q) . (Q k),   P, Q: (d, D) per head
 
-phi(x) holds 1, the d entries of x, their squares over sqrt 2 and the d (d - 1) / 2 products of two. The polynomial is
-at least 1/2, but grows again below s = -1 where exp does not: hence short vectors (`_centre`) and a learnable tau.
-The fit takes the P and Q of rank d for which s is closest to the centred score in the mean square.
+phi(x) holds 1, the d entries of x, their squares over sqrt 2 and the d (d - 1) / 2 products of two. The far tokens'
+weights are phi(q) . phi(k), the near ones' exp(scaling q . k), under one normaliser (`shared/hybrid.py`).
+
+Source: Arora et al. 2024. Approximated: softmax's kernel on tokens beyond the window, by the polynomial and by the
+rank. The polynomial is at least 1/2, but grows again below s = -1 where exp does not: hence short vectors
+(`shared/centring.py`) and a learnable tau. Start: the fit takes the P and Q of rank d for which s is closest to the
+centred score in the mean square.
 """
 
 import torch
@@ -21,6 +25,7 @@ LONGEST = 16.0
 
 class Based(Hybrid):
     source = "https://arxiv.org/abs/2402.18668"
+    paper = "Arora et al. 2024"
     cost = "w D + d^2 D"
 
     class Options(Hybrid.Options):
@@ -50,16 +55,21 @@ class Based(Hybrid):
         return 1 + s + s.square() / 2
 
     def _project_queries(self, q: Tensor) -> Tensor:
+        """tau P q of centred queries (B, H, T, D): (B, H, T, d)."""
         weight, temperature = wide(self.query_weight, self.log_temperature)
         return _shortened(q @ (weight * temperature.exp()[:, None, None]).mT)
 
     def _project_keys(self, k: Tensor) -> Tensor:
+        """Q k of centred keys (B, G, T, D): (B, G, T, d)."""
         (weight,) = wide(self.key_weight)
         return _shortened(k @ weight.mT)
 
     def fit_map(self, q: Tensor, k: Tensor) -> None:
-        """Least squares over independent q and k: with covariances Cq and Ck and Cq^1/2 Ck^1/2 = U S V^T, the best
-        rank-d P and Q are S^1/2 U^T Cq^-1/2 and S^1/2 V^T Ck^-1/2 of the d largest S."""
+        """Set P and Q so that s is closest to the score in the mean square, for q and k drawn independently.
+
+        With covariances Cq and Ck and the decomposition scaling Cq^1/2 Ck^1/2 = U S V^T, the best P and Q of rank d
+        are S^1/2 U^T Cq^-1/2 and S^1/2 V^T Ck^-1/2, of the d largest S.
+        """
         groups = k.shape[1]
         q_root, q_inverse = _roots(_covariance(q.unflatten(1, (groups, -1)).flatten(2, 3)))
         k_root, k_inverse = _roots(_covariance(k))
@@ -71,29 +81,30 @@ class Based(Hybrid):
 
 
 def _taylor(x: Tensor) -> Tensor:
-    """(..., d) -> (..., 1 + d + d (d + 1) / 2): the features of 1 + s + s^2 / 2."""
+    """The features of 1 + s + s^2 / 2, of x (..., d): (..., 1 + d + d (d + 1) / 2)."""
     d = x.shape[-1]
     products = [x[..., i:] * x[..., : d - i] for i in range(1, d)]
     return torch.cat([torch.ones_like(x[..., :1]), x, x.square() * 0.5**0.5, *products], dim=-1)
 
 
 def _shortened(x: Tensor) -> Tensor:
+    """x (..., d) with vectors longer than LONGEST scaled down to that length."""
     return x * (LONGEST / x.norm(dim=-1, keepdim=True).clamp(min=LONGEST))
 
 
 def _orthonormal(rows: int, dim: int) -> Tensor:
-    """(rows, dim) random orthonormal rows."""
+    """Random orthonormal rows, (rows, dim)."""
     return nn.init.orthogonal_(torch.empty(rows, dim))
 
 
 def _covariance(x: Tensor) -> Tensor:
-    """(B, G, T, D) -> (G, D, D) mean of x x^T."""
+    """The mean of x x^T over sequences and tokens, (G, D, D), of x (B, G, T, D); not centred."""
     x = x.transpose(0, 1).flatten(1, 2).double()
     return x.mT @ x / x.shape[1]
 
 
 def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """C^1/2 and C^-1/2, where no variance counts as less than a millionth, or a millionth of the largest."""
+    """C^1/2 and C^-1/2 of covariances C (G, D, D), with a floor under the variances: 1e-6, and 1e-6 of the largest."""
     values, vectors = torch.linalg.eigh(covariance)
     floor = (values.amax(-1, keepdim=True) * 1e-6).clamp(min=1e-6)
     root = values.clamp(min=floor).sqrt()[:, None]

@@ -1,10 +1,14 @@
-"""Hedgehog: linear attention whose learned features are as spiky as softmax (Zhang et al. 2024), and its hybrid with a
-window (LoLCATs, Zhang et al. 2024, arXiv:2410.10254).
+"""Hedgehog: linear attention whose learned features are as spiky as softmax, and its hybrid with a softmax window.
 
     phi(x) = softmax([W x', -W x'])     W per head, one for queries and one for keys; x' = x at the usual scaling
 
-W starts as the identity, and has random rotations under it where it has more rows. The fit takes that times the factor,
-out of `SHARPNESS`, that brings the kernel closest to the softmax of the teacher's queries and keys.
+The far tokens' weights are phi(q) . phi(k), the near ones' exp(scaling q . k), under one normaliser
+(`shared/hybrid.py`).
+
+Source: Zhang et al. 2024 for the features; LoLCATs (Zhang et al. 2024, arXiv:2410.10254) for the hybrid with a window.
+Approximated: softmax's kernel on tokens beyond the window. Start: W is the identity, and has random rotations under it
+where it has more rows; the fit takes that times the factor, out of `SHARPNESS`, that brings the kernel closest to the
+softmax of the teacher's queries and keys.
 """
 
 import torch
@@ -16,17 +20,19 @@ from attnopt.mechanisms.shared.hybrid import Hybrid
 from attnopt.ops.tensors import repeat_heads, wide
 
 SHARPNESS = (1.0, 2**0.5, 2.0, 2 * 2**0.5)
+"""Factors on the first W that the fit tries; the larger, the spikier the features."""
 FLOOR = -20.0
-"""Least logit beside the largest, so that no product of features vanishes; gradients take no notice of it."""
+"""The least logit, relative to the largest, so that no feature, and no product of features, vanishes in float32."""
 
 
 class Hedgehog(Hybrid):
     source = "https://arxiv.org/abs/2402.04347"
+    paper = "Zhang et al. 2024"
     cost = "w D + D^2"
 
     class Options(Hybrid.Options):
         feature_dim: int | None = Field(default=None, ge=1)
-        """Rows of W, half the number of features; null: head_dim."""
+        """Rows of W, half the number of features; null for head_dim."""
 
     rows: Tensor
     """W before the fit, (feature_dim, D)."""
@@ -49,9 +55,12 @@ class Hedgehog(Hybrid):
         return self._features(k, self.key_weight)
 
     def _features(self, x: Tensor, weight: Tensor) -> Tensor:
+        """phi of x (B, heads, T, D) by W (heads, feature_dim, D): (B, heads, T, 2 feature_dim)."""
         (weight,) = wide(weight)
         x = x @ (weight * self.scale).mT
         logits = torch.cat([x, -x], dim=-1)
+        # The floor is set in place and not recorded: gradients pass through it, so that a feature on the floor can
+        # leave it. It is safe, as cat keeps none of its values for the backward pass, and softmax keeps its own result.
         with torch.no_grad():
             logits.clamp_(min=logits.amax(-1, keepdim=True) + FLOOR)
         return logits.softmax(-1)
@@ -62,14 +71,17 @@ class Hedgehog(Hybrid):
             self._sharpen(q.new_tensor(SHARPNESS)[losses.argmin(0)])
 
     def _cross_entropy(self, q: Tensor, k: Tensor, factor: float) -> Tensor:
-        """(G,) of softmax and kernel over far tokens, with W = factor times its start."""
+        """The cross-entropy (G,) between softmax's and the kernel's weights on far tokens, at W = factor W_0.
+
+        It leaves W at that factor; `fit_map` sets the best one at the end.
+        """
         self._sharpen(q.new_full((k.shape[1],), factor))
         exact, kernel = (t.log_softmax(-1) for t in self.far_logs(q, k))
         per_head = -(exact.exp() * kernel.masked_fill(exact.isneginf(), 0)).sum(-1).mean((0, 2))
         return per_head.unflatten(0, (k.shape[1], -1)).mean(1)
 
     def _sharpen(self, factor: Tensor) -> None:
-        """W = factor (G,) times its start."""
+        """Set W to `factor` (G,) times its start W_0."""
         weight = factor[:, None, None] * self.rows.to(factor)
         self.key_weight.copy_(weight)
         self.query_weight.copy_(repeat_heads(weight[None], self.geometry.heads)[0])
@@ -80,6 +92,6 @@ class Hedgehog(Hybrid):
 
 
 def _rows(count: int, dim: int) -> Tensor:
-    """(count, dim): the identity, and rotations after it."""
+    """W_0 (count, dim): the identity, and random rotations under it where count > dim; its first rows where less."""
     blocks = [torch.eye(dim), *[nn.init.orthogonal_(torch.empty(dim, dim)) for _ in range(-(-count // dim) - 1)]]
     return torch.cat(blocks)[:count]

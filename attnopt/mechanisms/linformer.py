@@ -1,12 +1,19 @@
 """Linformer made causal: completed segments projected along the sequence to a few slots, the open segment exact.
 
 Positions are cut into segments of c tokens. A completed one becomes r slots per key/value head,
+
     k'_j = sum_i E_ji k_i,   v'_j = sum_i F_ji v_i,   sum_i E_ji = sum_i F_ji = 1,   j = 1 .. r
+
 and query t attends, in one softmax, to the slots of the segments before its own and to the tokens of its own up to t:
+
     scores   scaling q_t . k'_j + log(c / r)   and   scaling q_t . k_s
+
 log(c / r) gives a slot the mass of the c / r tokens that it stands for. E and F learn; what a row lacks to a sum of 1
-is added to it in equal shares. They start as means over c / r neighbouring tokens, so that r = c starts as the identity
-and equals softmax. As published (E over all positions) the mechanism cannot be causal.
+is added to it in equal shares.
+
+Source: Wang et al. 2020. As published, with E over all positions, the mechanism cannot be causal; segments make it so.
+Approximated: the tokens of completed segments, by their slots. Start: E and F are means over c / r neighbouring tokens,
+so that r = c starts as the identity and equals softmax; there is nothing to fit.
 
 With rotary positions the keys arrive rotated, each to its own position, and are pooled so: pairs that turn by much of a
 circle within c / r tokens are averaged out of the slots, slowly turning pairs are kept.
@@ -21,12 +28,19 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
-from attnopt.ops.softmax.band import EMPTY, SPAN, Part, attend, attend_heads, in_spans, merge, zero_empty
-from attnopt.ops.tensors import repeat_heads, wide
+from attnopt.ops.softmax.spans import QUERY_SPAN, Part, attend, attend_heads, in_spans, merge, zero_empty
+from attnopt.ops.tensors import MASKED, own_copy, repeat_heads, wide
 
 
 class Segments(NamedTuple):
-    """Slots of completed segments and tokens of the open one, (B, G, n, D) each."""
+    """The state: slots of all completed segments, and the tokens of the open one.
+
+    Attributes:
+        slot_k: (B, G, n r, D) keys of the slots of n completed segments.
+        slot_v: (B, G, n r, D) their values.
+        k: (B, G, m, D) keys of the m < c tokens of the open segment.
+        v: (B, G, m, D) their values.
+    """
 
     slot_k: Tensor
     slot_v: Tensor
@@ -36,14 +50,15 @@ class Segments(NamedTuple):
 
 class Linformer(Mechanism):
     source = "https://arxiv.org/abs/2006.04768"
+    paper = "Wang et al. 2020"
     growth = "linear"
     cost = "(S r / c + c) D"
 
     class Options(MechanismOptions):
         segment: Annotated[int, Field(ge=1)] = 16
-        """c: tokens per segment,"""
+        """c: tokens per segment."""
         slots: Annotated[int, Field(ge=1)] = 4
-        """r: projected to this many slots; divides c."""
+        """r: slots that a completed segment is projected to; a divisor of c."""
         branches: Literal["both", "window", "far"] = "both"
         """Only the open segment (window) or only the slots (far; zero where there are none), to see what each does."""
 
@@ -63,7 +78,7 @@ class Linformer(Mechanism):
         self.normalised = options.branches != "far"
 
     def extend(self, x: Inputs, state: Segments | None = None) -> tuple[Tensor, State]:
-        old = state or Segments(*(_own(t[:, :, :0]) for t in (x.k, x.v, x.k, x.v)))
+        old = state or Segments(*(own_copy(t[:, :, :0]) for t in (x.k, x.v, x.k, x.v)))
         k, v = torch.cat([old.k, x.k], 2), torch.cat([old.v, x.v], 2)
         slot_k, slot_v = old.slot_k, old.slot_v
         done = k.shape[2] - k.shape[2] % self.options.segment
@@ -76,23 +91,34 @@ class Linformer(Mechanism):
         if slot_k.shape[2]:
             parts.append(self._slots(x.q, slot_k, slot_v, old))
         out = zero_empty(*merge(*parts)).to(x.q.dtype) if parts else x.q * 0
-        return out, Segments(slot_k, slot_v, _own(k[:, :, done:]), _own(v[:, :, done:]))
+        return out, Segments(slot_k, slot_v, own_copy(k[:, :, done:]), own_copy(v[:, :, done:]))
 
     def _segments(self, q: Tensor, k: Tensor, v: Tensor) -> Part:
-        """Each query to its own segment, up to itself; k and v begin with that of the first query."""
+        """Attention of each query to its own segment, up to itself.
+
+        Args:
+            q: (B, H, T, D).
+            k, v: (B, G, S, D), from the start of the segment in which the first query lies to the last query.
+        """
         q, k, v = wide(q, k, v)
         tokens, count, group = q.shape[2], k.shape[2], (k.shape[1], q.shape[1] // k.shape[1])
         size = min(self.options.segment, count)
         behind = -count % size
         q = F.pad(q, (0, 0, count - tokens, behind)).unflatten(2, (-1, size)).unflatten(1, group).transpose(2, 3)
         k, v = (F.pad(t, (0, 0, 0, behind)).unflatten(2, (-1, size)) for t in (k, v))
-        mask = torch.full((size, size), EMPTY, dtype=q.dtype, device=q.device).triu(1).repeat(1, 1, 1, group[1], 1)
+        mask = torch.full((size, size), MASKED, dtype=q.dtype, device=q.device).triu(1).repeat(1, 1, 1, group[1], 1)
         out, lse = attend(q.flatten(3, 4), k, v, mask, self.geometry.scaling)
         out, lse = (t.unflatten(3, (group[1], size)).transpose(2, 3).flatten(3, 4).flatten(1, 2) for t in (out, lse))
         return out[:, :, count - tokens : count], lse[:, :, count - tokens : count]
 
     def _slots(self, q: Tensor, k: Tensor, v: Tensor, old: Segments) -> Part:
-        """Each query to the slots of all segments before its own."""
+        """Attention of each query to the slots of all segments before its own.
+
+        Args:
+            q: (B, H, T, D).
+            k, v: (B, G, n r, D), the slots, those that the new tokens completed included.
+            old: the state before the new tokens, which says where the first query stands.
+        """
         segment, slots = self.options.segment, self.options.slots
 
         def visible(query: Tensor | int) -> Any:
@@ -105,10 +131,10 @@ class Linformer(Mechanism):
         def attend_span(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> Part:
             index = torch.arange(start, stop, device=q.device)[:, None]
             hidden = torch.arange(k.shape[2], device=q.device) >= visible(index)
-            mask = torch.full_like(hidden, math.log(segment / slots), dtype=q.dtype).masked_fill(hidden, EMPTY)
+            mask = torch.full_like(hidden, math.log(segment / slots), dtype=q.dtype).masked_fill(hidden, MASKED)
             return attend_heads(q, k, v, mask, self.geometry.scaling)
 
-        return in_spans(attend_span, cut, wide(q, k, v), q.shape[2], SPAN // 2)
+        return in_spans(attend_span, cut, wide(q, k, v), q.shape[2], QUERY_SPAN // 2)
 
     def reference(self, x: Inputs) -> Tensor:
         segment, mass = self.options.segment, math.log(self.options.segment / self.options.slots)
@@ -129,6 +155,7 @@ class Linformer(Mechanism):
         return torch.stack(outs, dim=2)
 
     def _attend(self, q: Tensor, k: list[Tensor], v: list[Tensor], biases: list[float]) -> Tensor:
+        """The output (B, H, D) of one query q (B, H, D), over lists of keys and values (B, G, n, D)."""
         keys, values = (repeat_heads(torch.cat(t, 2), q.shape[1]) for t in (k, v))
         scores = torch.einsum("bhd,bhsd->bhs", q, keys) * self.geometry.scaling + q.new_tensor(biases)
         return torch.einsum("bhs,bhsd->bhd", scores.softmax(-1), values)
@@ -152,16 +179,15 @@ class Linformer(Mechanism):
 
 
 def pool(weight: Tensor, x: Tensor) -> Tensor:
-    """Slots (B, G, n r, D) of n segments of tokens x (B, G, n c, D).
+    """The slots of whole segments.
 
     Args:
-        weight: (G, r, c); each row gets an equal amount per token added so that it sums to 1.
+        weight: (G, r, c), E or F; what a row lacks to a sum of 1 is added to it in equal shares.
+        x: (B, G, n c, D), the tokens of n segments.
+
+    Returns: (B, G, n r, D) in x's dtype.
     """
     tokens, weight = wide(x, weight)
     weight = (weight + (1 - weight.sum(-1, keepdim=True)) / weight.shape[-1]).to(tokens.dtype)
     segments = tokens.unflatten(2, (-1, weight.shape[-1]))
     return torch.einsum("grc,bgncd->bgnrd", weight, segments).flatten(2, 3).to(x.dtype)
-
-
-def _own(x: Tensor) -> Tensor:
-    return x.clone(memory_format=torch.contiguous_format)

@@ -1,19 +1,24 @@
-"""A learnable combination of candidate masks.
+"""Softmax weights times a learnable combination of fixed masks: single offsets, windows, first tokens, strides.
 
     p_ts ~ softmax_s(scaling q_t . k_s) m_ts,   m_ts = sum_c sigmoid(alpha_c) M_c,ts,   out_t = sum_s p_ts v_s
 
-renormalised over s, which is softmax with the bias log m on the support of m. Only the support is computed: bands of
-distances, the first tokens, and for `stride` and `full` residue classes of positions, merged by their log-sum-exps.
-A set of `last`, `window` and `first` takes O(T w) time and a state of w + f tokens; `stride:n` and `full` keep all
-tokens and take O(T^2 / n) and O(T^2) time.
+The p_ts are renormalised over s, which makes them softmax with the bias log m on the support of m.
 
-Candidates, each a fixed binary causal mask (t the query, s the key):
+Candidates M_c, each a fixed binary causal mask (t the query, s the key):
 
     last:i     the i-th-to-last token alone; last:1 is the token itself     s = t - i + 1
     window:w   the last w tokens                                           t - w < s <= t
     first:f    the first f tokens                                          s < f
     stride:n   the token itself and every n-th before it                   n divides t - s
     full       all tokens
+
+Source: local and strided masks are those of Child et al. 2019 (Sparse Transformers); that a learnable mask combines
+fixed ones is this project's own. Approximated: tokens outside of the support have no weight. The start is the teacher's
+scores on the support, with the same coefficient for each candidate (`start: zeros`); there is nothing to fit.
+
+Only the support is computed: bands of distances, the first tokens, and for `stride` and `full` residue classes of
+positions, merged by their log-sum-exps. A set of `last`, `window` and `first` takes O(T w) time and a state of w + f
+tokens; `stride:n` and `full` keep all tokens and take O(T^2 / n) and O(T^2) time.
 """
 
 import re
@@ -25,21 +30,34 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
-from attnopt.ops.softmax.band import BLOCK, EMPTY, Part, Prefix, band_attention, merge
+from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import dense_attention, only
+from attnopt.ops.softmax.spans import BLOCK, Part, merge
 from attnopt.ops.softmax.strided import strided_attention
-from attnopt.ops.tensors import repeat_heads, wide
-from attnopt.ops.window_state import Kept, with_new
+from attnopt.ops.tensors import MASKED, repeat_heads, wide
+from attnopt.ops.window_state import WindowState, append_tokens
 
 FORMS = "last:i, window:w, first:f, stride:n, full"
 
 
 class Candidate(NamedTuple):
+    """One fixed mask.
+
+    Attributes:
+        form: last, window, first or stride; full is a stride of 1.
+        size: the number behind the colon.
+    """
+
     form: str
     size: int
 
     @classmethod
     def parse(cls, name: str) -> "Candidate":
+        """The candidate of a name such as "window:8" or "full".
+
+        Raises:
+            ValueError: where the name is none of `FORMS`.
+        """
         if name == "full":
             return cls("stride", 1)
         match = re.fullmatch(r"(last|window|first|stride):([1-9]\d*)", name)
@@ -49,15 +67,23 @@ class Candidate(NamedTuple):
 
     @property
     def keeps_itself(self) -> bool:
+        """Whether a token always reads itself, so that its row of the mask is never empty."""
         return self.form in ("window", "stride") or self == ("last", 1)
 
     @property
     def span(self) -> tuple[int, int]:
-        """Of last and window: the distances start:stop."""
+        """The distances start:stop that it selects; for `last` and `window` only."""
         return (self.size - 1 if self.form == "last" else 0), self.size
 
     def selects(self, distance: Tensor, s: Tensor) -> Tensor:
-        """Whether it selects the key at position s, `distance` >= 0 tokens back."""
+        """Where it selects the key at position `s` that stands `distance` >= 0 tokens before the query.
+
+        Args:
+            distance: integers of any shape.
+            s: integers that broadcast with them.
+
+        Returns: bool of their common shape.
+        """
         if self.form == "last":
             return distance == self.size - 1
         if self.form == "window":
@@ -66,7 +92,8 @@ class Candidate(NamedTuple):
 
 
 class Masks(Mechanism):
-    source = "https://arxiv.org/abs/1706.03762"
+    source = "https://arxiv.org/abs/1904.10509"
+    paper = "Child et al. 2019"
     growth: Literal["window", "linear"] = "window"
     cost = "(w + f) D"
 
@@ -106,8 +133,8 @@ class Masks(Mechanism):
         if self.far:
             self.growth = "linear"
 
-    def extend(self, x: Inputs, state: Kept | None = None) -> tuple[Tensor, State]:
-        kept = with_new(state, x.k, x.v, self.sinks)
+    def extend(self, x: Inputs, state: WindowState | None = None) -> tuple[Tensor, State]:
+        kept = append_tokens(state, x.k, x.v, self.sinks)
         parts = [self._band(x.q, kept, start, stop) for start, stop in self._runs() if start < kept.k.shape[2]]
         parts += [self._strided(x.q, kept, i) for i in self.far]
         if self.sinks:
@@ -123,7 +150,10 @@ class Masks(Mechanism):
         return dense_attention(x.q, x.k, x.v, bias, self.geometry.scaling)
 
     def _runs(self) -> list[tuple[int, int]]:
-        """Stretches of distances start:stop that hold all distances of near candidates, cut at wide gaps."""
+        """Stretches of distances start:stop that cover all `last` and `window` candidates.
+
+        A gap narrower than BLOCK is covered too, as a band computes whole blocks of keys anyway.
+        """
         runs: list[tuple[int, int]] = []
         for start, stop in sorted(c.span for c in (self.candidates[i] for i in self.near)):
             if runs and start - runs[-1][1] < BLOCK:
@@ -132,34 +162,42 @@ class Masks(Mechanism):
                 runs.append((start, stop))
         return runs
 
-    def _band(self, q: Tensor, kept: Kept, start: int, stop: int) -> Part:
-        """The keys at distances start:stop."""
+    def _band(self, q: Tensor, kept: WindowState, start: int, stop: int) -> Part:
+        """Attention to the keys at distances start:stop, by the band algorithm with a bias per distance."""
         count = kept.k.shape[2] - start
         bias = self._log_mass(self.near, stop)[:, start:]
         k, v = kept.k[:, :, :count], kept.v[:, :, :count]
         return band_attention(q, k, v, stop - start, self.geometry.scaling, bias=bias)
 
-    def _strided(self, q: Tensor, kept: Kept, index: int) -> Part:
+    def _strided(self, q: Tensor, kept: WindowState, index: int) -> Part:
+        """Attention by the `stride` candidate `index`, its coefficient added to the log-sum-exp."""
         stride = self.candidates[index].size
         out, lse = strided_attention(q, kept.k, kept.v, stride, self.geometry.scaling)
         return out, lse + F.logsigmoid(self.alpha[:, index, None]).to(lse)
 
     def _log_mass(self, members: list[int], count: int) -> Tensor:
-        """(heads or 1, count): log of the sum of those members' coefficients that select distance, or position, n."""
+        """The log of the coefficients' sum for each of `count` distances (or, for `first`, positions).
+
+        Args:
+            members: indices of the candidates that are summed.
+            count: how many distances or positions, from 0.
+
+        Returns: (H or 1, count); MASKED where no member selects.
+        """
         index = torch.arange(count, device=self.alpha.device)
         selects = torch.stack([self.candidates[i].selects(index, index) for i in members])
         logs = F.logsigmoid(wide(self.alpha)[0][:, members])
-        return logs[..., None].masked_fill(~selects, EMPTY).logsumexp(1)
+        return logs[..., None].masked_fill(~selects, MASKED).logsumexp(1)
 
     def mask(self, length: int) -> Tensor:
-        """The learned mask m, (heads or 1, T, T), of rows t and columns s; zero where s > t."""
+        """The learned mask m of a sequence of `length` tokens, (H or 1, T, T): query t, key s; zero where s > t."""
         s = torch.arange(length, device=self.alpha.device)
         distance = s[:, None] - s
         selects = torch.stack([c.selects(distance, s) & (distance >= 0) for c in self.candidates])
         return torch.einsum("hc,cts->hts", self.alpha.sigmoid(), selects.to(self.alpha))
 
     def density(self, length: int) -> float:
-        """The part of the causal (query, key) pairs that the support holds on a sequence of `length` tokens."""
+        """The share of all causal (query, key) pairs that the support holds on a sequence of `length` tokens."""
         n = torch.arange(length)
         near = [self.candidates[i] for i in (*self.near, *self.far)]
         kept = torch.stack([c.selects(n, n) for c in near]).any(0)
@@ -168,9 +206,10 @@ class Masks(Mechanism):
         return float(pairs / (length * (length + 1) / 2))
 
     def pruned(self, threshold: float) -> "Masks":
-        """This mechanism without the candidates whose coefficients are all under the threshold.
+        """A copy without the candidates whose coefficients are below `threshold` in all heads.
 
-        Where none of those that keep a token itself would be left, the heaviest of them stays.
+        One candidate under which a token reads itself has to stay, as no row may be empty: where all of these fall
+        below the threshold, the heaviest is kept.
         """
         heaviest = self.alpha.detach().sigmoid().amax(0)
         own = [i for i, c in enumerate(self.candidates) if c.keeps_itself]
@@ -184,7 +223,7 @@ class Masks(Mechanism):
         return masks.train(self.training)
 
     def coefficients(self) -> dict[str, Tensor]:
-        """The coefficient of each candidate by name, (heads or 1, 1)."""
+        """sigmoid(alpha) of each candidate, by its name, (H or 1, 1)."""
         return dict(zip(self.options.candidates, self.alpha.sigmoid().split(1, dim=1), strict=True))
 
     def penalty(self) -> Tensor | None:

@@ -1,11 +1,10 @@
-"""Native sparse attention (Yuan et al. 2025) on the teacher's own keys and values: a window, far blocks pooled, and the
-best of these in full.
+"""Native sparse attention: a window, far blocks pooled to slots, and the best of these blocks in full.
 
 Positions are cut into blocks of n tokens. The window of token t is its last `window` tokens, and what is left of the
 block in which they begin. All blocks before are far. Each far block is a slot, its keys and values pooled by weights
 that are learned, sum to 1 and start equal; the `selected` slots with the largest softmax(q . slot), summed over the
 query heads that share a key/value head, are read token by token. Keys are pooled as they come, rotated ones in a rotary
-model.
+model. The branches become one output by
 
     merge: lse    one softmax over window tokens, selected tokens and the slots left over, each of which stands for n
                   tokens: score(slot) = scaling q . k_slot + log n + mass_h, mass_h learned from 0. Every token counts
@@ -13,7 +12,11 @@ model.
     merge: gates  the paper's: a softmax each over window, selected tokens and all slots, averaged by gates of the
                   hidden state. Unlike the paper's the gates sum to 1, over the branches that have keys.
 
-With `backend: package` the package native-sparse-attention-pytorch computes it, see `_nsa_package.py`.
+Source: Yuan et al. 2025, there trained from scratch, here on the teacher's own keys and values. Approximated: the
+tokens of far blocks that are not selected, by their slot. Start: the scores are the teacher's own, slots are means, and
+`fit` sets the mass of the slots (or the gates) to the attention that the teacher gives to the tokens they stand for.
+
+With `backend: package` the package native-sparse-attention-pytorch computes it, see `shared/nsa_package.py`.
 """
 
 from typing import Annotated, Literal
@@ -32,12 +35,13 @@ Count = Annotated[int, Field(ge=0)]
 
 class NSA(Mechanism):
     source = "https://arxiv.org/abs/2502.11089"
+    paper = "Yuan et al. 2025"
     growth = "linear"
     cost = "(window + selected block + S / block) D"
 
     class Options(MechanismOptions):
         backend: Literal["native", "package"] = "native"
-        """Who computes it: this file, or the package native-sparse-attention-pytorch."""
+        """What computes it: the kernels of attnopt, or the package native-sparse-attention-pytorch."""
         block: Positive = 8
         """Tokens pooled into one slot, and selected together."""
         selected: Count = 2

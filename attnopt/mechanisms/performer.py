@@ -1,16 +1,18 @@
-"""Performer: softmax's kernel as a product of positive random features (FAVOR+, Choromanski et al. 2021).
+"""Performer (FAVOR+): linear attention by positive random features, whose products average to softmax's kernel.
 
 With x' = sqrt(scaling) x, which is x / D^(1/4) at the usual scaling, and rows w of length chi(D), orthogonal in blocks,
 
     phi(x)_f = exp(w_f . x' - |x'|^2 / 2 - c) / sqrt F,     E phi(q) . phi(k) = exp(scaling q . k - 2 c)
     out_t = sum_{s<=t} phi(q_t) . phi(k_s) v_s / sum_{s<=t} phi(q_t) . phi(k_s)
 
-The quotient is free of F, of a query's |q'|^2 / 2 and of its c, which is its largest exponent. For keys c is a constant
-of head and feature, made up for in the queries' exponents, so that no key's features depend on another key.
+The quotient does not change with F, with a query's |q'|^2 / 2, nor with its c, which is taken as the query's largest
+exponent. For keys c is a constant of head and feature (`offset`), made up for in the queries' exponents, so that no
+key's features depend on another key.
 
-The relative variance of a kernel entry is about exp(|q' + k'|^2) / F. Two changes that softmax does not see make it
-smaller, both learnable and fitted to the teacher: all keys moved by one vector, so that q' + k' is zero in the mean,
-and dimensions of k scaled up where those of q are scaled down, so that both have the same variance.
+Source: Choromanski et al. 2021. Approximated: exp(scaling q . k), by products of F random features whose relative
+variance is about exp(|q' + k'|^2) / F. Start: two changes that softmax does not see make that variance smaller, both
+fitted to the teacher and learnable. All keys are moved by one vector, so that q' + k' is zero in the mean, and dimensions
+of k are scaled up where those of q are scaled down, so that both have the same variance.
 """
 
 import torch
@@ -27,6 +29,7 @@ class Performer(Mechanism):
     offset: Tensor
 
     source = "https://arxiv.org/abs/2009.14794"
+    paper = "Choromanski et al. 2021"
     growth = "constant"
     dense_weights = True
     cost = "F D"
@@ -64,7 +67,12 @@ class Performer(Mechanism):
         return (weights @ repeat_heads(v, q.shape[1]) / weights.sum(-1, keepdim=True)).to(x.q.dtype)
 
     def query_features(self, q: Tensor) -> Tensor:
-        """(B, H, T, D) -> (B, H, T, F), each row relative to its largest."""
+        """phi of queries (B, H, T, D), up to a factor per query: (B, H, T, F), the largest of each row 1.
+
+        The row's maximum is taken off in place and unseen by autograd. That changes no gradient, as the quotient is
+        free of a factor per query; it harms no saved tensor, as neither the product nor the sum that made the
+        exponents keeps its result for the backward pass.
+        """
         (offset,) = wide(self.offset)
         exponents = self._query_exponents(q).add_(repeat_heads(offset[None, :, None], self.geometry.heads))
         with torch.no_grad():
@@ -72,18 +80,18 @@ class Performer(Mechanism):
         return _exp(exponents)
 
     def key_features(self, k: Tensor) -> Tensor:
-        """(B, G, T, D) -> (B, G, T, F), relative to exp(offset)."""
+        """phi of keys (B, G, T, D), divided by exp(offset): (B, G, T, F)."""
         (offset,) = wide(self.offset)
         return _exp(self._key_exponents(k).sub_(offset[:, None]))
 
     def _query_exponents(self, q: Tensor) -> Tensor:
-        """w . q'"""
+        """w . q' of queries (B, H, T, D): (B, H, T, F)."""
         q, rows, balance = wide(q, self.projection, self.log_balance)
         rows = rows * (self.geometry.scaling**0.5 * (-balance).exp())[:, None]
         return q @ repeat_heads(rows[None], self.geometry.heads).mT
 
     def _key_exponents(self, k: Tensor) -> Tensor:
-        """w . k' - |k'|^2 / 2 of moved keys."""
+        """w . k' - |k'|^2 / 2 of keys (B, G, T, D), moved and scaled as fitted: (B, G, T, F)."""
         k, rows, shift, balance = wide(k, self.projection, self.key_shift, self.log_balance)
         scale = self.geometry.scaling**0.5 * balance.exp()
         k = torch.addcmul((-shift * scale)[:, None], k, scale[:, None])
@@ -93,7 +101,7 @@ class Performer(Mechanism):
         return torch.stack([self._attend(x, t, t + 1) for t in range(x.q.shape[2])], dim=2)
 
     def _attend(self, x: Inputs, t: int, stop: int) -> Tensor:
-        """(B, H, D) what query t makes of the first `stop` tokens, from the logarithms of the kernel."""
+        """The output (B, H, D) of query t over the first `stop` tokens, from the logarithms of the kernel."""
         heads = x.q.shape[1]
         keys = repeat_heads(self._key_exponents(x.k[:, :, :stop]), heads)
         logs = (self._query_exponents(x.q[:, :, t : t + 1]) + keys).logsumexp(-1)
@@ -115,14 +123,19 @@ class Performer(Mechanism):
 
 
 def _exp(exponents: Tensor) -> Tensor:
-    """exp within +-LIMIT, in place; gradients take no notice of the bounds."""
+    """exp of the exponents, bounded to +-LIMIT first; all in place, so the argument must not be used afterwards.
+
+    The bound is not recorded, so that the gradient passes through it: that of exp at the bound, never zero. It is safe,
+    although autograd recorded the exponents: the sums and differences that made them keep nothing for their backward
+    pass, and exp_ keeps its own result, which is written after the bound and not touched again.
+    """
     with torch.no_grad():
         exponents.clamp_(-LIMIT, LIMIT)
     return exponents.exp_()
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (G, D) of x (B, G, T, D)."""
+    """Mean and variance (G, D) over sequences and tokens of x (B, G, T, D)."""
     return x.mean((0, 2)), x.var((0, 2), correction=0) + 1e-6
 
 

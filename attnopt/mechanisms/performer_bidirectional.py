@@ -1,10 +1,11 @@
-"""A negative control: the Performer as the study had it, not causal.
+"""The Performer without a causal mask, a negative control: every token sees those that it is to predict.
 
     out_t = sum_s phi(q_t) . phi(k_s) v_s / sum_s phi(q_t) . phi(k_s)        over all s of the sequence
 
-Every token of a training sequence sees the tokens it is to predict, so that its loss falls and its text does not
-improve. While decoding there is no future to see: each step reads the tokens given so far. It shows what a leak looks
-like and is no contender: it fails the causality check and cannot stream by construction.
+Source: the Performer as it was published for encoders (Choromanski et al. 2021), and as the study had it. In training
+its loss falls, as it reads the answers, and its text does not improve: while decoding there is no future to see, and
+each step reads the tokens given so far. It shows what a leak looks like and is no contender: it fails the causality
+check and cannot stream by construction. The approximation, the features and their start are the Performer's.
 """
 
 import torch
@@ -20,7 +21,7 @@ class PerformerBidirectional(Performer):
     control = "leaks"
 
     def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
-        """The sums run over all tokens given, the later ones too, and over those in the state."""
+        """As `Mechanism.extend`, but the sums run over all tokens given, the later ones too, and those in the state."""
         k, (v,) = self.key_features(x.k), wide(x.v)
         state = absorb(k, v, empty_state(k, v) if state is None else state)
         out, _ = recall(self.query_features(x.q), state)

@@ -1,18 +1,23 @@
 """Routing by clusters, made causal: each query reads a few clusters of the keys, and a local window.
 
 Every key belongs to the cluster of the nearest centroid, every query picks p clusters, by frozen maps of its own head:
+
     cluster(k_s) = argmin_c |k_s - mu_c|     picks(q_t) = the p clusters c of the largest  w_c . q_t + b_c
+
 Query t attends, in one softmax, to the tokens t - window < s <= t and, of each cluster it picks, to the last m tokens
-s <= t - window whose key is in it. The sets have no token in common. Ties go to the first clusters. Nothing depends on
-later tokens, unlike the published top-k over the sequence. Published is p = 1; at the same p m, which is the work, and
-the same clusters m, which is the state, more and smaller clusters leave the query more of a choice.
+s <= t - window whose key is in it. The sets have no token in common. Ties go to the first clusters.
 
-`fit`: mu by k-means on the teacher's keys, per key/value head. w and b by ridge regression, per query head, of the
-attention that the teacher gives to the last m members of each cluster: nearest centroids in the queries' own space, or
-mu . q, find clusters that get much less of it. Before `fit`, mu and w are random.
+Source: Roy et al. 2021 (Routing Transformer), where p = 1 and each cluster takes its top-k tokens over the sequence,
+later ones included; here nothing depends on later tokens. At the same p m, which is the work, and the same clusters m,
+which is the state, more and smaller clusters leave the query more of a choice. Approximated: tokens in other clusters,
+and those that are no longer among the last m, have no weight.
 
-Work is sub-quadratic: keys are sorted by cluster, so that what a query reads there is one range (`ops.ranges`).
-The state is the local window, and for each cluster the last m members before it.
+Start: the scores are the teacher's own, and `fit` sets the maps. mu comes by k-means on the teacher's keys, per
+key/value head; w and b by ridge regression, per query head, of the attention that the teacher gives to the last m
+members of each cluster. (The nearest centroids in the queries' own space, or mu . q, find clusters that get much less of it.)
+Before `fit`, mu and w are random.
+
+Work is sub-quadratic: keys are sorted by cluster, so that what a query reads there is one range (`ops/softmax/ranges`).
 """
 
 from itertools import product
@@ -25,25 +30,27 @@ from torch import Tensor
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
 from attnopt.ops.kmeans import k_means, nearest
 from attnopt.ops.output_pieces import Pieces
-from attnopt.ops.softmax.band import Part, band_attention, merge, recent, zero_empty
+from attnopt.ops.softmax.band import band_attention
 from attnopt.ops.softmax.dense import ages, dense_attention, only
 from attnopt.ops.softmax.ranges import range_attention
-from attnopt.ops.tensors import repeat_heads, wide
+from attnopt.ops.softmax.spans import Part, merge, zero_empty
+from attnopt.ops.tensors import last_tokens, repeat_heads, wide
 
-SPAN = 2048
+EXTEND_SPAN = 2048
 """Longer sequences are taken in spans of this many tokens, so that what they need in between stays small."""
 FIT_TOKENS = 512
-"""Of each sequence are enough to fit to."""
+"""Tokens of each sequence that `fit` looks at."""
 RIDGE = 1e-3
-"""Of the mean square of a query's entries."""
+"""The ridge of the regression, relative to the mean square of a query's entries."""
 
 
 class Members(NamedTuple):
-    """Of each cluster the last m members before the window, behind padding.
+    """The last m members of each cluster among the tokens before the window; places without a member come first.
 
     Attributes:
-        k, v: (B, G, clusters m, D).
-        held: (B, G, clusters) how many are no padding.
+        k: (B, G, clusters m, D) their keys, cluster by cluster, zeros where there is no member.
+        v: (B, G, clusters m, D) their values.
+        held: (B, G, clusters) how many of a cluster's m places have a member.
     """
 
     k: Tensor
@@ -52,7 +59,13 @@ class Members(NamedTuple):
 
 
 class Routed(NamedTuple):
-    """k, v: (B, G, n, D) the last tokens, within the local window."""
+    """The state.
+
+    Attributes:
+        k: (B, G, n, D) keys of the last n < window tokens.
+        v: (B, G, n, D) their values.
+        members: of the tokens before these.
+    """
 
     k: Tensor
     v: Tensor
@@ -61,17 +74,19 @@ class Routed(NamedTuple):
 
 class Routing(Mechanism):
     source = "https://arxiv.org/abs/2003.05997"
+    paper = "Roy et al. 2021"
     growth = "window"
     cost = "(window + p m + clusters) D"
 
     class Options(MechanismOptions):
         window: Annotated[int, Field(ge=1)] = 16
-        """A token attends to itself and the window - 1 tokens before it,"""
+        """A token attends to itself and to the window - 1 tokens before it."""
         clusters: Annotated[int, Field(ge=1)] = 4
+        """Clusters of keys, per key/value head."""
         members: Annotated[int, Field(ge=1)] = 16
-        """m: and to the last m members, before the window,"""
+        """m: of a cluster that it picks, a token attends to the last m members before the window."""
         picks: Annotated[int, Field(ge=1)] = 1
-        """p: of so many clusters."""
+        """p: clusters that a token picks."""
         branches: Literal["both", "window", "far"] = "both"
         """Only the local window or only the cluster (far; zero where it is empty), to see what each does."""
 
@@ -91,12 +106,15 @@ class Routing(Mechanism):
 
     def extend(self, x: Inputs, state: Routed | None = None) -> tuple[Tensor, State]:
         pieces = Pieces(x.q.shape[2])
-        for q, k, v in zip(x.q.split(SPAN, 2), x.k.split(SPAN, 2), x.v.split(SPAN, 2), strict=True):
+        for q, k, v in zip(
+            x.q.split(EXTEND_SPAN, 2), x.k.split(EXTEND_SPAN, 2), x.v.split(EXTEND_SPAN, 2), strict=True
+        ):
             out, state = self._extend(Inputs(q, k, v), state)
             pieces.add(out)
         return pieces.joined()[0], state
 
     def _extend(self, x: Inputs, state: Routed | None) -> tuple[Tensor, Routed]:
+        """`extend` of up to EXTEND_SPAN tokens."""
         state = state or self._empty(x)
         k, v, members = torch.cat([state.k, x.k], 2), torch.cat([state.v, x.v], 2), state.members
         parts = []
@@ -107,7 +125,7 @@ class Routing(Mechanism):
             parts += far
         out = zero_empty(*merge(*parts)).to(x.q.dtype)
         last = self.options.window - 1
-        return out, Routed(recent(k, last), recent(v, last), members)
+        return out, Routed(last_tokens(k, last), last_tokens(v, last), members)
 
     def parallel(self, x: Inputs) -> Tensor:
         if self.options.branches != "both":
@@ -128,8 +146,18 @@ class Routing(Mechanism):
         return Routed(tokens[0], tokens[1], Members(tokens[2], tokens[3], held))
 
     def _far(self, q: Tensor, k: Tensor, v: Tensor, old: Members) -> tuple[list[Part], Members]:
-        """Attention to every picked cluster, and the members after it; k and v are of the window and the queries' own
-        tokens. Each pick is a head of its own."""
+        """Attention to every picked cluster, and the members after these tokens.
+
+        Members and tokens are sorted by cluster, and then by position: what a query reads of a cluster is one range of
+        the list. Each of a query's p picks is treated as a head of its own.
+
+        Args:
+            q: (B, H, T, D).
+            k, v: (B, G, n + T, D), the tokens within the window of the first query and the new ones.
+            old: the members before them.
+
+        Returns: a part, out (B, H, T, D) and lse (B, H, T), for each pick; the new members.
+        """
         (heads, tokens, dim), groups, window = q.shape[1:], k.shape[1], self.options.window
         k_all, v_all = torch.cat([old.k, k], 2), torch.cat([old.v, v], 2)
         size, device = k_all.shape[2], k.device
@@ -155,11 +183,14 @@ class Routing(Mechanism):
         return list(zip(outs.unbind(2), logs.unbind(2), strict=True)), members
 
     def _ranges(self, code: Tensor, cluster: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the last m members of a cluster among the first `before` tokens lie in the sorted list, (B, G, n).
+        """Where in the sorted list the last m members of clusters lie, of those that come before some token.
 
         Args:
-            code: (B, G, S) cluster S + token, sorted.
-            cluster: (B, G, n). before: (n,).
+            code: (B, G, S), sorted: cluster times S, plus the token's position in the unsorted list.
+            cluster: (B, G, n), the clusters that are asked for.
+            before: (n,), for each the position before which the members have to come.
+
+        Returns: start and stop, (B, G, n) each; equal where there is no member.
         """
         size = code.shape[2]
         first = torch.searchsorted(code, cluster * size)
@@ -167,26 +198,26 @@ class Routing(Mechanism):
         return torch.maximum(first, stop - self.options.members), stop
 
     def _members(self, k: Tensor, v: Tensor, start: Tensor, stop: Tensor) -> Members:
-        """Those of the ranges start:stop, (B, G, clusters), of the sorted list."""
+        """The members in the ranges start:stop (B, G, clusters) of the sorted lists k and v (B, G, S, D)."""
         index = stop[..., None] + torch.arange(-self.options.members, 0, device=k.device)
         empty = (index < start[..., None]).flatten(2)[..., None]
         index = index.clamp(min=0).flatten(2)[..., None].expand(-1, -1, -1, k.shape[3])
         return Members(k.gather(2, index).masked_fill(empty, 0), v.gather(2, index).masked_fill(empty, 0), stop - start)
 
     def _clusters_of(self, members: Members) -> Tensor:
-        """(B, G, clusters m): the cluster of each, and for padding one that nobody picks."""
+        """The cluster of each place of `members`, (B, G, clusters m); of an empty place one that nobody picks."""
         clusters, count = self.options.clusters, self.options.members
         names = torch.arange(clusters, device=members.held.device)[:, None].expand(-1, count)
         empty = torch.arange(count, device=names.device) < count - members.held[..., None]
         return names.where(~empty, clusters).flatten(2)
 
     def cluster(self, k: Tensor) -> Tensor:
-        """(B, G, T): the cluster of each key (B, G, T, D)."""
+        """The cluster (B, G, T) of each key (B, G, T, D)."""
         k, centroids = wide(k, self.centroids)
         return nearest(k, centroids.to(k))
 
     def picks(self, q: Tensor) -> Tensor:
-        """(B, H, T, p): the clusters that each query (B, H, T, D) reads, the best first."""
+        """The clusters (B, H, T, p) that each query (B, H, T, D) reads, the best first."""
         q, weight, bias = wide(q, self.weight, self.bias)
         scores = q @ weight.to(q).mT + bias.to(q)[:, None]
         return scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.options.picks]
@@ -207,7 +238,10 @@ class Routing(Mechanism):
             self.bias.copy_(solution[..., -1])
 
     def _reached(self, q: Tensor, k: Tensor) -> Tensor:
-        """(B, H, T - window, clusters): the attention that softmax gives to the last m members of each cluster."""
+        """The attention that softmax gives to the last m members of each cluster, (B, H, T - window, clusters).
+
+        For each query from the `window`-th on; q (B, H, T, D), k (B, G, T, D).
+        """
         (heads, tokens), window = q.shape[1:3], self.options.window
         cluster, k = repeat_heads(self.cluster(k), heads), repeat_heads(k, heads)
         index = torch.arange(tokens, device=q.device)
@@ -220,7 +254,7 @@ class Routing(Mechanism):
         return torch.stack(reached, -1)
 
     def _last(self, member: Tensor) -> Tensor:
-        """Of the members (..., T) only the last m."""
+        """Of the tokens that are members, (..., T) bool, only the last m."""
         return member & (member.flip(-1).cumsum(-1).flip(-1) <= self.options.members)
 
     def reference(self, x: Inputs) -> Tensor:
@@ -237,7 +271,7 @@ class Routing(Mechanism):
         return torch.stack(outs, dim=2)
 
     def _seen(self, t: int, cluster: Tensor, picks: Tensor) -> list[int]:
-        """The tokens that query t, which reads the clusters `picks`, attends."""
+        """The positions that query t attends, from the clusters (T,) of the keys and those (p,) that it picks."""
         old = max(0, t + 1 - self.options.window)
         seen = list(range(old, t + 1)) if self.options.branches != "far" else []
         for pick in picks.tolist() if self.options.branches != "window" else ():

@@ -1,6 +1,9 @@
-"""The control: softmax attention as the teacher computes it.
+"""The control: softmax attention over all earlier tokens, as the teacher computes it.
 
-out_t = sum_{s <= t} softmax_s(scaling q_t . k_s) v_s
+    out_t = sum_{s <= t} p_ts v_s,   p_ts = softmax over s <= t of  scaling q_t . k_s
+
+Source: Vaswani et al. 2017, computed by PyTorch's scaled_dot_product_attention. Nothing is approximated and there is
+nothing to fit: what a student with it loses or costs is the swap itself.
 """
 
 import torch
@@ -13,6 +16,7 @@ from attnopt.ops.tensors import repeat_heads
 
 class Softmax(Mechanism):
     source = "https://arxiv.org/abs/1706.03762"
+    paper = "Vaswani et al. 2017"
     growth = "linear"
     dense_weights = True
     cost = "S D"

@@ -1,6 +1,10 @@
 """A sliding window with sinks: softmax over the last w tokens and the first f.
 
-out_t = sum_s p_ts v_s,   p_ts = softmax of scaling q_t . k_s over  { s : t - w < s <= t  or  s < f }
+    out_t = sum_s p_ts v_s,   p_ts = softmax of scaling q_t . k_s over  { s : t - w < s <= t  or  s < f }
+
+Source: Xiao et al. 2024 (StreamingLLM), who found that pretrained models put much weight on the first tokens, the
+sinks, and lose their fluency when these leave a window. Approximated: tokens between the two have no weight. There is
+nothing to fit: the scores are the teacher's own.
 """
 
 from typing import Annotated
@@ -13,23 +17,24 @@ from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State
 from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import ages, dense_attention, only
 from attnopt.ops.tensors import repeat_heads
-from attnopt.ops.window_state import Kept, with_new
+from attnopt.ops.window_state import WindowState, append_tokens
 
 
 class Window(Mechanism):
     source = "https://arxiv.org/abs/2309.17453"
+    paper = "Xiao et al. 2024"
     growth = "window"
     cost = "(w + f) D"
 
     class Options(MechanismOptions):
         window: Annotated[int, Field(ge=1)] = 16
-        """w: a token attends to itself and the w - 1 tokens before it,"""
+        """w: a token attends to itself and to the w - 1 tokens before it."""
         sinks: Annotated[int, Field(ge=0)] = 4
-        """f: and to the first f tokens of the sequence."""
+        """f: and to the first f tokens of the sequence; 0 for none."""
 
-    def extend(self, x: Inputs, state: Kept | None = None) -> tuple[Tensor, State]:
+    def extend(self, x: Inputs, state: WindowState | None = None) -> tuple[Tensor, State]:
         window, sinks = self.options.window, self.options.sinks
-        kept = with_new(state, x.k, x.v, sinks)
+        kept = append_tokens(state, x.k, x.v, sinks)
         start = kept.seen - x.q.shape[2]
         prefix = Prefix(kept.first_k, kept.first_v, start, gap=window) if sinks and kept.seen > window else None
         out, _ = band_attention(x.q, kept.k, kept.v, window, self.geometry.scaling, prefix=prefix)

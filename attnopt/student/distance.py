@@ -8,23 +8,25 @@ import torch
 from torch import Tensor
 
 from attnopt.core.device import token_ids
+from attnopt.ops.divergence import all_divergences
 from attnopt.teacher.head import Head, hidden_states
 
 SUMS = ("kl_forward", "kl_reverse", "jsd", "top1_agreement", "ce", "teacher_ce")
 
 
 def compare_distributions(log_p: Tensor, log_q: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Per token (N,), from log-distributions (N, V) of teacher and student: divergences in nats, agreement, losses.
+    """Every measure of `SUMS` for each of N tokens.
 
-    The divergences are those of `attnopt.losses.divergence`, in one pass over the vocabulary.
+    Args:
+        log_p: (N, V) log-probabilities of the teacher.
+        log_q: (N, V) log-probabilities of the student.
+        targets: (N,) ids of the tokens that follow in the text.
+
+    Returns: (N,) each: the divergences in nats, whether both give the same token the highest probability, and the
+    cross-entropies of student and teacher with the text in nats.
     """
-    p, q = log_p.exp(), log_q.exp()
-    own_p, own_q = (p * log_p).sum(-1), (q * log_q).sum(-1)
-    m = (p + q) / 2
     return {
-        "kl_forward": own_p - (p * log_q).sum(-1),
-        "kl_reverse": own_q - (q * log_p).sum(-1),
-        "jsd": (own_p + own_q) / 2 - torch.xlogy(m, m).sum(-1),
+        **all_divergences(log_p, log_q),
         "top1_agreement": (log_p.argmax(-1) == log_q.argmax(-1)).float(),
         "ce": -log_q.gather(-1, targets[:, None])[:, 0],
         "teacher_ce": -log_p.gather(-1, targets[:, None])[:, 0],
@@ -41,7 +43,7 @@ def per_token(
     batch: int = 16,
     progress: Any = iter,
 ) -> dict[str, np.ndarray]:
-    """Every measure of `compare` as an array (blocks, T - 1), in float32 and without autocast.
+    """Every measure of `compare_distributions` as an array (blocks, T - 1), in float32 and without autocast.
 
     Args:
         teacher_hidden: gives the teacher's final hidden states (b, T, C) of a slice of the blocks, and their ids.

@@ -13,18 +13,17 @@ With a tail, all tokens that were not kept are one bucket of both distributions,
     forward  sum p log(p / q) + P log(P / Q)        q - p of a kept token, q (1 - P / Q) of another
 """
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from attnopt.core.errors import UserError
+from attnopt.ops.divergence import Divergence, divergence
 from attnopt.ops.tensors import wide
 from attnopt.targets.targets import DenseTargets, SparseTargets, Targets
 from attnopt.teacher.head import Head
 
-Divergence = Literal["forward", "reverse", "jsd"]
 Term = Literal["forward", "reverse", "jsd", "none"]
 CACHE = 2**21
 """Bytes of logits that the passes over the vocabulary take at a time on a CPU: what stays in its cache."""
@@ -40,20 +39,6 @@ class LossSpec(NamedTuple):
     @property
     def reported(self) -> Divergence:
         return "forward" if self.kl == "none" else self.kl
-
-
-def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
-    """Per token: the divergence (N,) of log-distributions (N, V), and its gradient (N, V) to the student's logits."""
-    p, q = log_p.exp(), log_q.exp()
-    if kind == "forward":
-        return (p * (log_p - log_q)).sum(-1), q.sub_(p)
-    if kind == "reverse":
-        ratio = log_q - log_p
-        value = (q * ratio).sum(-1)
-        return value, q * (ratio - value[:, None])
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    to_p, to_q = (p * (log_p - log_m)).sum(-1), (q * (log_q - log_m)).sum(-1)
-    return (to_p + to_q) / 2, q * (log_q - log_m - to_q[:, None]) / 2
 
 
 def sparse_divergence(targets: SparseTargets, log_q: Tensor) -> tuple[Tensor, Tensor]:

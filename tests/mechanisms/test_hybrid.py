@@ -54,7 +54,7 @@ def test_spans_change_neither_output_nor_gradients(kind, span, monkeypatch):
     mechanism, x = randomise(build(kind, 2, window=8)), teacher(2, batch=1)
     results = []
     for size in (LENGTH, span):
-        monkeypatch.setattr(_hybrid, "SPAN", size)
+        monkeypatch.setattr(_hybrid, "CHECKPOINT_SPAN", size)
         inputs = x.map(lambda t, _: t.clone().requires_grad_())
         out, state = mechanism(inputs)
         leaves = [inputs.q, inputs.k, inputs.v, *mechanism.parameters()]
@@ -69,7 +69,7 @@ def test_spans_change_neither_output_nor_gradients(kind, span, monkeypatch):
 def test_a_backward_pass_holds_one_span_at_a_time(kind, monkeypatch):
     mechanism, peaks = build(kind, window=8), []
     for size in (LENGTH, 8):
-        monkeypatch.setattr(_hybrid, "SPAN", size)
+        monkeypatch.setattr(_hybrid, "CHECKPOINT_SPAN", size)
         x = teacher(batch=4).map(lambda t, _: t.requires_grad_())
         peaks.append(peak_bytes(lambda x=x: mechanism(x)[0].sum().backward()))
     assert peaks[1] < 0.7 * peaks[0]

@@ -112,7 +112,7 @@ def test_state_is_bounded_and_long_streams_agree(picks: int):
 def test_long_sequences_in_spans_are_the_same(monkeypatch):
     routing, x = build(window=5, members=4), inputs(60)
     whole, state = routing(x)
-    monkeypatch.setattr(module, "SPAN", 7)
+    monkeypatch.setattr(module, "EXTEND_SPAN", 7)
     in_spans, after = routing(x)
     torch.testing.assert_close(in_spans, whole)
     torch.testing.assert_close(after.members, state.members)

@@ -27,7 +27,9 @@ from attnopt.ops.dispatch import Kernel
 from attnopt.ops.linear import chunked as linear
 from attnopt.ops.linear import gla
 from attnopt.ops.softmax import flex
-from attnopt.ops.softmax.band import EMPTY, Prefix, band_attention, zero_empty
+from attnopt.ops.softmax.band import Prefix, band_attention
+from attnopt.ops.softmax.spans import zero_empty
+from attnopt.ops.tensors import MASKED
 from attnopt.tools.doctor import diagnose
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
@@ -83,12 +85,12 @@ def test_flex_with_the_first_tokens(device: str):
 @pytest.mark.parametrize("device", DEVICES)
 def test_flex_where_rows_have_no_key(device: str):
     q, k, v = draw(device, 2, 2, 140, 0)
-    bias = torch.full((1, 6), EMPTY, device=device).index_fill(1, torch.tensor([5], device=device), 0.0)
+    bias = torch.full((1, 6), MASKED, device=device).index_fill(1, torch.tensor([5], device=device), 0.0)
     for keys in (140, 131):
         for given in (bias, None):
             args = (q, k[:, :, :keys], v[:, :, :keys], 6, 0.3)
             got, expected = (f(*args, bias=given) for f in (flex.fused, flex.eager))
-            assert torch.equal(got[1] < EMPTY / 2, expected[1] < EMPTY / 2)
+            assert torch.equal(got[1] < MASKED / 2, expected[1] < MASKED / 2)
             kept = [
                 torch.cat([zero_empty(*part).flatten(), part[1].clamp(min=-99).flatten()]) for part in (got, expected)
             ]

@@ -1,18 +1,43 @@
-"""`attnopt mechanisms`: every mechanism with its source, growth, cost and options."""
+"""The mechanisms as lists for people: `attnopt mechanisms` on the terminal, and the table in the README."""
 
-from attnopt.mechanisms import load_mechanism, mechanism_names
+import sys
+
+from attnopt.mechanisms import Mechanism, load_mechanism, mechanism_names
+
+GROWTH = {"constant": "constant", "window": "until the window is full", "linear": "with every token"}
+"""`Mechanism.growth` in words."""
 
 
 def mechanisms_table() -> str:
+    """Plain text for the terminal: every mechanism with its source, growth, cost and options with their defaults."""
     lines = []
     for kind in mechanism_names():
         cls = load_mechanism(kind)
-        summary = (cls.__doc__ or __import__(cls.__module__, fromlist=["_"]).__doc__ or "").strip().split("\n")[0]
         mark = f"  [control: {cls.control}]" if cls.control else ""
-        lines += [f"{kind}{mark}", f"    {summary}", f"    {cls.source}"]
-        lines.append(f"    state: {cls.growth}; work per token: {cls.cost or 'not stated'}")
+        paper = f"{cls.paper}, " if cls.paper else ""
+        lines += [f"{kind}{mark}", f"    {summary(cls)}", f"    {paper}{cls.source}"]
+        lines.append(f"    state grows: {GROWTH[cls.growth]}; work per token: {cls.cost or 'not stated'}")
         for name, field in cls.Options.model_fields.items():
             default = field.get_default(call_default_factory=True)
             lines.append(f"    {name} = {default!r}  {field.description or ''}".rstrip())
         lines.append("")
     return "\n".join(lines)
+
+
+def mechanisms_markdown() -> str:
+    """A Markdown table for the README, a row per mechanism: kind, what it is, growth of its state, work, paper."""
+    lines = ["| kind | what it is | state grows | work per token | paper |", "|---|---|---|---|---|"]
+    for kind in mechanism_names():
+        cls = load_mechanism(kind)
+        name = f"`{kind}` (control: {cls.control})" if cls.control else f"`{kind}`"
+        cost = f"`{cls.cost}`" if cls.cost else "not stated"
+        paper = f"[{cls.paper or 'source'}]({cls.source})"
+        cells = (name, summary(cls), GROWTH[cls.growth], cost, paper)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def summary(cls: type[Mechanism]) -> str:
+    """What a mechanism is: the first line of its class's docstring or, where there is none, of its module's."""
+    docstring = cls.__doc__ or sys.modules[cls.__module__].__doc__ or ""
+    return docstring.strip().split("\n")[0]

@@ -18,11 +18,12 @@ from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOption
 from attnopt.mechanisms.shared.centring import Centre
 from attnopt.ops.linear.chunked import LIMIT, LinearState, linear_attention
 from attnopt.ops.output_pieces import Pieces
-from attnopt.ops.softmax.band import band_attention, merge, recent
+from attnopt.ops.softmax.band import band_attention
 from attnopt.ops.softmax.dense import ages
-from attnopt.ops.tensors import repeat_heads, wide
+from attnopt.ops.softmax.spans import merge
+from attnopt.ops.tensors import last_tokens, repeat_heads, wide
 
-SPAN = 512
+CHECKPOINT_SPAN = 512
 """Longer sequences are taken in spans of this many tokens, which a backward pass computes again one by one."""
 FIT_SEQUENCES, FIT_TOKENS = 8, 512
 """What is enough of the teacher's data to fit a few numbers per head."""
@@ -81,10 +82,12 @@ class Hybrid(Mechanism):
         """Fit what the features depend on to the teacher's centred q (B, H, T, D) and k (B, G, T, D)."""
 
     def extend(self, x: Inputs, state: HybridState | None = None) -> tuple[Tensor, State]:
-        if x.q.shape[2] <= SPAN:
+        if x.q.shape[2] <= CHECKPOINT_SPAN:
             return self._extend(x.q, x.k, x.v, state)
         pieces = Pieces(x.q.shape[2])
-        for q, k, v in zip(x.q.split(SPAN, 2), x.k.split(SPAN, 2), x.v.split(SPAN, 2), strict=True):
+        for q, k, v in zip(
+            x.q.split(CHECKPOINT_SPAN, 2), x.k.split(CHECKPOINT_SPAN, 2), x.v.split(CHECKPOINT_SPAN, 2), strict=True
+        ):
             if torch.is_grad_enabled():
                 out, state = checkpoint(self._extend, q, k, v, state, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -120,7 +123,9 @@ class Hybrid(Mechanism):
             out, _ = self._near(q, k, v)
         else:
             out, far = self._both(q, k, v, leaving, far)
-        return out.to(q.dtype), HybridState(recent(k, self.options.window), recent(v, self.options.window), far)
+        return out.to(q.dtype), HybridState(
+            last_tokens(k, self.options.window), last_tokens(v, self.options.window), far
+        )
 
     def _both(
         self, q: Tensor, k: Tensor, v: Tensor, leaving: int, far: LinearState | None

@@ -11,8 +11,8 @@ from attnopt.mechanisms.base import Geometry, Inputs
 from attnopt.ops.nsa.near import near_attention
 from attnopt.ops.nsa.picked import picked_attention
 from attnopt.ops.nsa.pool import Pool
-from attnopt.ops.nsa.slots import NEVER, TIE, Layout, slot_attention
-from attnopt.ops.tensors import repeat_heads, wide
+from attnopt.ops.nsa.slots import TIE, Layout, slot_attention
+from attnopt.ops.tensors import MASKED, repeat_heads, wide
 
 Branch = Literal["window", "selected", "compressed"]
 BRANCHES: tuple[Branch, ...] = ("window", "selected", "compressed")
@@ -55,7 +55,7 @@ class Keys(NamedTuple):
     v_slots: Tensor
 
 
-class Part(NamedTuple):
+class BranchOutput(NamedTuple):
     """What a branch gives: out (X, R, T, D), lse (X, R, T), and alive (T,), whether it has any key."""
 
     out: Tensor
@@ -178,7 +178,7 @@ class NativeNSA(nn.Module):
             none = x.k.new_empty(*x.k.shape[:2], 0, x.k.shape[3])
             state = NSAState(none, none, none, none, *wide(none, none))
         layout = Layout(state.k.shape[2] + state.k_new.shape[2], size, self.options.window)
-        near = (_recent(state.k, state.k_new, x.k, layout), _recent(state.v, state.v_new, x.v, layout))
+        near = (_near_tokens(state.k, state.k_new, x.k, layout), _near_tokens(state.v, state.v_new, x.v, layout))
         after = self._grown(x, state)
         whole = after.k_new.shape[2] // size * size
         flat = [t.flatten(0, 1) for t in after]
@@ -206,32 +206,32 @@ class NativeNSA(nn.Module):
 
     def _branches(
         self, q: Tensor, mass: Tensor, keys: Keys, layout: Layout, wanted: tuple[Branch, ...]
-    ) -> dict[Branch, Part]:
+    ) -> dict[Branch, BranchOutput]:
         """What the wanted branches, those that have any keys, give the queries (X, R, T, D); see `_slot_mass`."""
         last, q = q.shape[2] - 1, q * self.geometry.scaling
         far = layout.far_of(slice(0, last + 1), q.device)
-        parts: dict[Branch, Part] = {}
+        parts: dict[Branch, BranchOutput] = {}
         if "window" in wanted:
-            parts["window"] = Part(*near_attention(q, keys.near_k, keys.near_v, layout), far >= 0)
+            parts["window"] = BranchOutput(*near_attention(q, keys.near_k, keys.near_v, layout), far >= 0)
         if wanted == ("window",) or not layout.far(last):
             return parts
         leave_out = self.picks > 0 and not self.gated
         out, lse, picked = slot_attention(q, keys.k_slots, keys.v_slots, layout, self.picks, leave_out)
         if self.picks:
             tables = ((keys.k, keys.k_new), (keys.v, keys.v_new))
-            parts["selected"] = Part(*picked_attention(q, *tables, picked, layout.size), far > 0)
+            parts["selected"] = BranchOutput(*picked_attention(q, *tables, picked, layout.size), far > 0)
         if "compressed" in wanted:
-            parts["compressed"] = Part(out, lse if self.gated else lse + mass, far > self.picks * leave_out)
+            parts["compressed"] = BranchOutput(out, lse if self.gated else lse + mass, far > self.picks * leave_out)
         return parts
 
-    def _merged(self, parts: dict[Branch, Part], gates: Tensor) -> Tensor:
+    def _merged(self, parts: dict[Branch, BranchOutput], gates: Tensor) -> Tensor:
         """(X, R, T, D) the mean of the branches, zero where none has a key."""
         if self.gated:
             logits = gates[:, :, [BRANCHES.index(name) for name in parts]].movedim(2, 0)
         else:
             logits = torch.stack([part.lse for part in parts.values()])
         dead = ~torch.stack([part.alive for part in parts.values()])[:, None, None]
-        weights = logits.masked_fill(dead, NEVER).softmax(0).masked_fill(dead, 0)[..., None]
+        weights = logits.masked_fill(dead, MASKED).softmax(0).masked_fill(dead, 0)[..., None]
         outs = [part.out for part in parts.values()]
         merged = weights[0] * outs[0]
         for weight, out in zip(weights[1:], outs[1:], strict=True):
@@ -261,7 +261,7 @@ class NativeNSA(nn.Module):
         return x.unflatten(0, (-1, self.geometry.kv_heads)).mean((0, 3)).flatten()
 
 
-def _recent(old: Tensor, waiting: Tensor, new: Tensor, layout: Layout) -> Tensor:
+def _near_tokens(old: Tensor, waiting: Tensor, new: Tensor, layout: Layout) -> Tensor:
     """(X, L, D) the tokens near to any of the new ones, from the state's two parts and the new ones themselves."""
     parts = [old[:, :, layout.start :], waiting[:, :, max(layout.start - old.shape[2], 0) :], new]
     parts = [t for t in parts if t.shape[2]]

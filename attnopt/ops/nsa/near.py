@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attnopt.ops.nsa.slots import NEVER, Layout, row_term, score_gradient, softmax_lse
+from attnopt.ops.nsa.slots import Layout, row_term, score_gradient, softmax_lse
+from attnopt.ops.tensors import MASKED
 
 TILE = 32
 
@@ -30,7 +31,7 @@ def near_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> tuple[Ten
 class _Near(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        tiles = _Tiles(q, k, layout)
+        tiles = _QueryTiles(q, k, layout)
         q, k, v = tiles.of_queries(q), tiles.of_region(k), tiles.of_region(v)
         weights, lse = softmax_lse(tiles.masked(q @ k.transpose(1, 2)))
         out = weights @ v
@@ -42,14 +43,14 @@ class _Near(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights, out = ctx.saved_tensors
-        tiles: _Tiles = ctx.tiles
+        tiles: _QueryTiles = ctx.tiles
         d_out, d_lse = tiles.of_queries(d_out), tiles.of_queries(d_lse[..., None])[..., 0]
         d_scores = score_gradient(weights, d_out @ v.transpose(1, 2), row_term(out, d_out, d_lse))
         d_q, d_k, d_v = d_scores @ k, d_scores.transpose(1, 2) @ q, weights.transpose(1, 2) @ d_out
         return tiles.to_queries(d_q), tiles.to_region(d_k), tiles.to_region(d_v), None
 
 
-class _Tiles:
+class _QueryTiles:
     """`count` tiles of `size` queries; the first `lead` of a row's are padding, and so are the last.
 
     Keys of a tile: itself and the `back` tokens before it. A few queries are one tile without padding.
@@ -98,12 +99,12 @@ class _Tiles:
         return own.reshape(self.rows, -1, x.shape[2])[:, : self.region]
 
     def masked(self, scores: Tensor) -> Tensor:
-        """Scores (X count, R size, back + size) with NEVER, in place, for tokens that are not near."""
+        """Scores (X count, R size, back + size) with MASKED, in place, for tokens that are not near."""
         one, layout = self.count == 1, self.layout
         query = torch.arange(self.size, device=scores.device)[:, None] + (self.back if one else 0)
         key = torch.arange(self.back + self.size, device=scores.device) - (0 if one else self.back)
         mask = (key > query) | (key < (query + 1 - layout.window) // layout.size * layout.size)
-        by_tile = scores.view(-1, self.count, self.share, *mask.shape).masked_fill_(mask, NEVER)
+        by_tile = scores.view(-1, self.count, self.share, *mask.shape).masked_fill_(mask, MASKED)
         if not one:
-            by_tile[:, 0, ..., : self.back] = NEVER
+            by_tile[:, 0, ..., : self.back] = MASKED
         return scores

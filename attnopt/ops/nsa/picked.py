@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attnopt.ops.nsa.slots import NEVER, row_term, score_gradient, softmax_lse
+from attnopt.ops.nsa.slots import row_term, score_gradient, softmax_lse
+from attnopt.ops.tensors import MASKED
 
 TILE = 16
 PAIRS = 2**14
@@ -45,7 +46,7 @@ class _Picked(torch.autograd.Function):
         out, lse, saved = torch.empty_like(q), q.new_empty(q.shape[:3]), []
         keys, values = tables[: len(tables) // 2], tables[len(tables) // 2 :]
         for part in _parts(picks):
-            tiles = _Tiles(picks[part], sum(t.shape[1] for t in keys))
+            tiles = _PairTiles(picks[part], sum(t.shape[1] for t in keys))
             k, v = tiles.blocks(keys, part, q), tiles.blocks(values, part, q)
             weights, lse[part] = tiles.softmax(tiles.queries(q[part]) @ k.transpose(1, 2))
             out[part] = tiles.sum_to_queries(weights, v)
@@ -79,7 +80,7 @@ def _parts(picks: Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(picks), step))
 
 
-class _Tiles:
+class _PairTiles:
     """The pairs of picks (Y, T, P), numbered query by query, at places in tiles; a tile's pairs share a block.
 
     Attributes:
@@ -130,7 +131,7 @@ class _Tiles:
         size, share = scores.shape[2], scores.shape[1] // TILE
         by_place = scores.view(-1, share * size)
         by_pair = by_place.index_select(0, self.place.clamp(max=len(by_place) - 1))
-        by_pair[self.place == len(by_place)] = NEVER
+        by_pair[self.place == len(by_place)] = MASKED
         by_query = by_pair.view(-1, picks, share, size).transpose(1, 2).reshape(-1, share, picks * size)
         by_query, lse = softmax_lse(by_query)
         weights = scores.new_empty(len(self.place) + 1, share * size)

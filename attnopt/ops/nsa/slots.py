@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-NEVER = -1e30
-"""The score of a key that must not be read: finite, so that no row is NaN, and so that its gradients are zero."""
+from attnopt.ops.tensors import MASKED
+
 TIE = 1e-3
 """Slots whose log importance is that close are equal."""
 GROUP = 32
@@ -150,11 +150,11 @@ def _chunks(q: Tensor, k: Tensor, layout: Layout) -> Iterator[tuple[slice, int]]
 
 
 def _slot_scores(q: Tensor, k: Tensor, layout: Layout, now: slice) -> Tensor:
-    """(X, R, T, N) scores of the queries `now`, (X, R, T, D), with k (X, N, D), NEVER for slots that are not far."""
+    """(X, R, T, N) scores of the queries `now`, (X, R, T, D), with k (X, N, D), MASKED for slots that are not far."""
     scores = _times(q, k.transpose(1, 2))
     sure = layout.far(now.start)
     unread = torch.arange(sure, k.shape[1], device=k.device) >= layout.far_of(now, k.device)[:, None]
-    scores[..., sure:].masked_fill_(unread, NEVER)
+    scores[..., sure:].masked_fill_(unread, MASKED)
     return scores
 
 
@@ -169,11 +169,11 @@ def _summed(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _importance(scores: Tensor) -> Tensor:
-    """(X, R, T, N) -> (X, T, N) log of the weights summed over heads, up to a constant; NEVER where not to be read."""
+    """(X, R, T, N) -> (X, T, N) log of the weights summed over heads, up to a constant; MASKED where not to be read."""
     if scores.shape[1] == 1:
         return scores[:, 0].clone()
     total = scores.softmax(-1).sum(1).clamp_(min=torch.finfo(scores.dtype).tiny)
-    return total.log_().masked_fill_(scores[:, 0] == NEVER, NEVER)
+    return total.log_().masked_fill_(scores[:, 0] == MASKED, MASKED)
 
 
 def _pick(importance: Tensor, picks: int) -> Tensor:
@@ -191,14 +191,14 @@ def _pick(importance: Tensor, picks: int) -> Tensor:
         group = (maxima >= best - TIE).max(-1).indices
         members = groups.index_select(0, row + group)
         member = (members >= best - TIE).max(-1).indices
-        found.append(torch.where(best[:, 0] > NEVER, group * size + member, -1))
-        members.scatter_(1, member[:, None], NEVER)
+        found.append(torch.where(best[:, 0] > MASKED, group * size + member, -1))
+        members.scatter_(1, member[:, None], MASKED)
         groups.index_copy_(0, row + group, members)
         maxima.scatter_(1, group[:, None], members.amax(-1, keepdim=True))
     return torch.stack(found, dim=-1).view(*importance.shape[:2], picks)
 
 
 def _drop(scores: Tensor, picked: Tensor) -> None:
-    """Set scores (X, R, T, N) of the slots picked (X, T, P) to NEVER. A pick of -1 only stands where none is left."""
+    """Set scores (X, R, T, N) of the slots picked (X, T, P) to MASKED. A pick of -1 only stands where none is left."""
     index = picked.clamp(min=0)[:, None].expand(-1, scores.shape[1], -1, -1)
-    scores.scatter_(-1, index, NEVER)
+    scores.scatter_(-1, index, MASKED)

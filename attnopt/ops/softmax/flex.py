@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask
 
-from attnopt.ops.softmax.band import EMPTY, Part, Prefix, band_attention, merge
-from attnopt.ops.tensors import wide
+from attnopt.ops.softmax.band import Prefix, band_attention
+from attnopt.ops.softmax.spans import Part, merge
+from attnopt.ops.tensors import MASKED, wide
 
 BLOCK = 128
 
@@ -39,7 +40,7 @@ def fused(
     out, lse = _kernel(q.is_cuda)(
         q, k, v, score_mod=score_mod, block_mask=band.mask, scale=scaling, enable_gqa=grouped, **_lse_wanted()
     )
-    part = out.float(), getattr(lse, "lse", lse).float().clamp(min=EMPTY)
+    part = out.float(), getattr(lse, "lse", lse).float().clamp(min=MASKED)
     return part if prefix is None else merge(part, prefix.attend(q, 0, scaling))
 
 

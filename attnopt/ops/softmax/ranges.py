@@ -2,7 +2,7 @@
 
 Queries whose ranges end in the same stretch of BLOCK keys are gathered into blocks of at most BLOCK, each with the keys
 that its ranges can reach: about (M + S) (BLOCK + width) scores for M queries and S keys, whatever the ranges.
-(out, lse) as in `ops.band`.
+(out, lse) as in `spans`.
 """
 
 from typing import NamedTuple
@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnopt.ops.softmax.band import BLOCK, EMPTY, SPAN, Part, attend, in_spans
-from attnopt.ops.tensors import wide
+from attnopt.ops.softmax.spans import BLOCK, QUERY_SPAN, Part, attend, in_spans
+from attnopt.ops.tensors import MASKED, wide
 
 
 class Blocks(NamedTuple):
@@ -34,7 +34,7 @@ def range_attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor, stop: Tensor
     Args:
         q: (X, M, D). k, v: (X, S, D).
         start, stop: (X, M) with 0 <= start <= stop <= S and stop - start <= width.
-    Returns: out (X, M, D), lse (X, M); an lse of about EMPTY and a meaningless out for an empty range.
+    Returns: out (X, M, D), lse (X, M); an lse of about MASKED and a meaningless out for an empty range.
     """
     q, k, v = wide(q, k, v)
     shape, size = q.shape, k.shape[1]
@@ -51,14 +51,14 @@ def range_attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor, stop: Tensor
     def attend_blocks(first: int, last: int, q: Tensor, k: Tensor, v: Tensor) -> Part:
         key = blocks.key[first:last, None] + torch.arange(BLOCK - reach, BLOCK, device=q.device)
         outside = (key[:, None] < start[first:last, :, None]) | (key[:, None] >= stop[first:last, :, None])
-        mask = torch.zeros_like(outside, dtype=q.dtype).masked_fill(outside, EMPTY)
+        mask = torch.zeros_like(outside, dtype=q.dtype).masked_fill(outside, MASKED)
         key = (key - max(0, stretch[first] + BLOCK - reach)).clamp(0, len(k) - 1)
         k, v = (t.index_select(0, key.flatten()).view(*key.shape, -1) for t in (k, v))
         out, lse = attend(q[None], k[None], v[None], mask[None], scaling)
         return out[0], lse[0]
 
     q = q.flatten(0, 1).index_select(0, blocks.query.flatten()).view(*blocks.query.shape, -1)
-    out, lse = in_spans(attend_blocks, cut, (q, k.flatten(0, 1), v.flatten(0, 1)), len(stretch), SPAN // 2, dim=0)
+    out, lse = in_spans(attend_blocks, cut, (q, k.flatten(0, 1), v.flatten(0, 1)), len(stretch), QUERY_SPAN // 2, dim=0)
     out, lse = out.flatten(0, 1).index_select(0, blocks.place), lse.flatten().index_select(0, blocks.place)
     return out.view(shape), lse.view(shape[:2])
 

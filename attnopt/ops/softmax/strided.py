@@ -1,15 +1,15 @@
 """Softmax attention to every s-th token, counted back from the query's own: dense attention within each residue class.
 
-(out, lse) as in `ops.band`. O(T S / s) time and O(T + S) memory; s = 1 is full attention.
+(out, lse) as in `spans`. O(T S / s) time and O(T + S) memory; s = 1 is full attention.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnopt.ops.softmax import band
-from attnopt.ops.softmax.band import EMPTY, Part, attend, in_spans
-from attnopt.ops.tensors import wide
+from attnopt.ops.softmax import spans
+from attnopt.ops.softmax.spans import Part, attend, in_spans
+from attnopt.ops.tensors import MASKED, wide
 
 
 def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, scaling: float) -> Part:
@@ -33,7 +33,7 @@ def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, scaling: flo
         out, lse = attend(q.flatten(3, 4), k, v, mask, scaling)
         return out.unflatten(3, (group[1], -1)), lse.unflatten(3, (group[1], -1))
 
-    out, lse = in_spans(attend_rows, cut, (q, k, v), rows, max(1, band.SPAN // stride), dim=4)
+    out, lse = in_spans(attend_rows, cut, (q, k, v), rows, max(1, spans.QUERY_SPAN // stride), dim=4)
     return _unfold(out, tokens), _unfold(lse, tokens)
 
 
@@ -50,7 +50,7 @@ def _unfold(x: Tensor, tokens: int) -> Tensor:
 
 def _mask(rows: int, count: int, stride: int, padded: int, like: Tensor) -> Tensor:
     """(stride, rows, count): the last row sees all `count` keys of its class, but for those that are padding."""
-    mask = torch.full((rows, count), EMPTY, dtype=like.dtype, device=like.device).triu(count - rows + 1)
+    mask = torch.full((rows, count), MASKED, dtype=like.dtype, device=like.device).triu(count - rows + 1)
     mask = mask.repeat(stride, 1, 1)
-    mask[:padded, :, 0] = EMPTY
+    mask[:padded, :, 0] = MASKED
     return mask

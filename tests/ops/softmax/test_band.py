@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnopt.ops.softmax import band as ops
-from attnopt.ops.softmax.band import EMPTY, Prefix, attend_heads, band_attention, merge, recent, zero_empty
-from attnopt.ops.tensors import repeat_heads
+from attnopt.ops.softmax import spans
+from attnopt.ops.softmax.band import Prefix, band_attention
+from attnopt.ops.softmax.spans import attend_heads, merge, zero_empty
+from attnopt.ops.tensors import MASKED, repeat_heads
 
 LENGTHS = [(1, 0), (2, 0), (63, 0), (100, 0), (1, 40), (5, 3), (37, 90)]
 HEADS = [(2, 2), (4, 2), (3, 1)]
@@ -84,19 +85,19 @@ def test_band_with_the_first_tokens(heads: int, groups: int, tokens: int, start:
 def test_spans_do_not_show(monkeypatch: pytest.MonkeyPatch):
     leaves = draw(2, 1, 150, 20)
     whole = band_attention(*leaves, 9, 0.3)
-    monkeypatch.setattr(ops, "SPAN", 64)
+    monkeypatch.setattr(spans, "QUERY_SPAN", 64)
     same(band_attention(*leaves, 9, 0.3), whole, leaves)
 
 
 def test_distances_taken_out_and_rows_without_keys():
     q, k, v = draw(2, 2, 40)
-    bias = torch.full((1, 6), EMPTY, dtype=torch.float64)
+    bias = torch.full((1, 6), MASKED, dtype=torch.float64)
     bias[:, 5] = 0
     for recording in (True, False):
         with torch.set_grad_enabled(recording):
             out, lse = band_attention(q, k, v, 6, 0.3, bias=bias)
             torch.testing.assert_close(out[:, :, 5:], v[:, :, :-5])
-            assert (lse[:, :, :5] < EMPTY / 2).all()
+            assert (lse[:, :, :5] < MASKED / 2).all()
             assert not zero_empty(out, lse)[:, :, :5].any()
             own = band_attention(q, k, v, 1, 0.3)
             torch.testing.assert_close(merge(own, (out, lse))[0][:, :, :5], v[:, :, :5], rtol=0, atol=0)
@@ -150,13 +151,4 @@ def test_inputs_with_strange_strides():
 
 
 def causal(tokens: int) -> Tensor:
-    return torch.full((1, tokens, tokens), EMPTY, dtype=torch.float64).triu(1)
-
-
-def test_recent_has_memory_of_its_own():
-    x = torch.randn(2, 1, 10, 4)
-    kept = recent(x, 3)
-    torch.testing.assert_close(kept, x[:, :, 7:])
-    assert kept.untyped_storage().nbytes() == kept.numel() * 4
-    assert recent(x, 0).shape == (2, 1, 0, 4)
-    assert recent(x, 99).data_ptr() != x.data_ptr()
+    return torch.full((1, tokens, tokens), MASKED, dtype=torch.float64).triu(1)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from attnopt.ops.softmax.band import EMPTY
 from attnopt.ops.softmax.ranges import range_attention
+from attnopt.ops.tensors import MASKED
 
 
 def draw(rows: int, queries: int, keys: int, width: int, crowd: bool) -> tuple[torch.Tensor, ...]:
@@ -26,15 +26,15 @@ def draw(rows: int, queries: int, keys: int, width: int, crowd: bool) -> tuple[t
 def test_range_is_masked_softmax(
     rows: int, queries: int, keys: int, width: int, crowd: bool, span: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("attnopt.ops.softmax.ranges.SPAN", span)
+    monkeypatch.setattr("attnopt.ops.softmax.ranges.QUERY_SPAN", span)
     q, k, v, start, stop = draw(rows, queries, keys, width, crowd)
     index = torch.arange(keys)
     inside = (index >= start[..., None]) & (index < stop[..., None])
-    scores = (q @ k.mT * 0.3).masked_fill(~inside, EMPTY)
+    scores = (q @ k.mT * 0.3).masked_fill(~inside, MASKED)
     some = inside.any(-1)
     slow = (scores.softmax(-1) @ v)[some], scores.logsumexp(-1)[some]
     whole = range_attention(q, k, v, start, stop, width, 0.3)
-    assert (whole[1][~some] < EMPTY / 2).all()
+    assert (whole[1][~some] < MASKED / 2).all()
     fast = tuple(t[some] for t in whole)
     torch.testing.assert_close(fast, slow)
     weights = [torch.randn_like(t) for t in slow]

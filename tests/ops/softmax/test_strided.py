@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from attnopt.ops.softmax import band
+from attnopt.ops.softmax import spans
 from attnopt.ops.softmax.strided import strided_attention
 from attnopt.ops.tensors import repeat_heads
 
@@ -12,7 +12,7 @@ from attnopt.ops.tensors import repeat_heads
 def test_strided_is_masked_softmax(
     heads: int, groups: int, tokens: int, past: int, stride: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(band, "SPAN", 16)
+    monkeypatch.setattr(spans, "QUERY_SPAN", 16)
     torch.manual_seed(0)
     shapes = (heads, tokens), (groups, past + tokens), (groups, past + tokens)
     leaves = [torch.randn(2, h, t, 8, dtype=torch.float64, requires_grad=True) for h, t in shapes]
