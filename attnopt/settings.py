@@ -19,7 +19,15 @@ from attnopt.corpus.params import CorpusParams
 from attnopt.evaluation.params import EvaluateParams, SampleParams
 from attnopt.report.params import ReportParams
 from attnopt.teacher.params import TeacherParams
-from attnopt.training.params import AlignParams, DistillParams, LoraParams, SeedParams, TransferParams, Variant
+from attnopt.training.params import (
+    AlignParams,
+    DistillParams,
+    LoraParams,
+    SeedParams,
+    TransferParams,
+    Variant,
+    refuse_partial,
+)
 
 OF_EVERY_VARIANT = ("layers", "weights", "seeds")
 """Keys that a variant's section may have beside its mechanism's options;"""
@@ -111,13 +119,12 @@ def load_settings(path: str | Path = "params.yaml", variants: bool = True) -> Se
 
 
 def _check_defined(variant: Variant, teacher: TeacherParams) -> None:
-    """Losses that weigh tokens by the student, or flatten the teacher, need its whole distributions."""
-    p = variant.distill
-    wrong = {"kl": p.kl in ("reverse", "jsd"), "temperature": p.temperature != 1}
-    for key in (key for key in wrong if wrong[key] and teacher.sparse):
-        needs = f"distill.{key} {getattr(p, key)} needs whole distributions"
-        keeps = f"teacher.logits {teacher.logits} keeps a part"
-        raise UserError(f"params.yaml: {variant.name}: {needs}, and {keeps}: set it to hidden, online or dense")
+    """The loss of distill, held against how the teacher's outputs are kept."""
+    if teacher.sparse:
+        try:
+            refuse_partial(variant.distill.kl, variant.distill.temperature, f"teacher.logits {teacher.logits}")
+        except UserError as error:
+            raise UserError(f"params.yaml: {variant.name}: {error}") from None
 
 
 def _check_sections(params: Settings) -> None:

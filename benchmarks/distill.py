@@ -72,7 +72,7 @@ def make(shape: str, mechanism: str, precision: Any, accumulate: int) -> tuple[D
     atexit.register(shutil.rmtree, folder)
     with torch.no_grad():
         cached = cache.Stored(folder, cache.write_store(folder, len(blocks), batch, encode))
-    material = Dataset(teacher, dict.fromkeys(("train", "valid"), blocks), dict.fromkeys(("train", "valid"), cached))
+    dataset = Dataset(teacher, dict.fromkeys(("train", "valid"), blocks), dict.fromkeys(("train", "valid"), cached))
     cls = mechanisms.load_mechanism(mechanism)
     variant = Variant(
         name=mechanism,
@@ -85,30 +85,31 @@ def make(shape: str, mechanism: str, precision: Any, accumulate: int) -> tuple[D
         distill=DistillParams(steps=STEPS, batch=batch, precision=precision, accumulate=accumulate),
         lora=LoraParams(),
     )
-    return material, variant
+    return dataset, variant
 
 
-def trainer_step(material: Dataset, variant: Variant) -> Step:
-    teacher = fused(copy.deepcopy(material.teacher))  # as `attnopt.teacher.load` does
-    trainer = Trainer(replace(material, teacher=teacher), variant, Seeds(0, 0, 0))
-    stage = trainer.start("distill")
-    trainer.journal.flops["distill"] = 0
-    batches = trainer.batches(stage)
+def trainer_step(dataset: Dataset, variant: Variant) -> Step:
+    teacher = fused(copy.deepcopy(dataset.teacher))  # as `attnopt.teacher.model.load_teacher` does
+    trainer = Trainer(replace(dataset, teacher=teacher), variant, Seeds(0, 0, 0))
+    trainer.prepare()
+    phase = trainer.start("distill")
+    trainer.log.flops["distill"] = 0
+    batches = trainer.batches.read(phase)
 
     def step(_: int) -> None:
-        trainer.update(stage, next(batches))
+        trainer.update(phase, next(batches))
 
     return step
 
 
-def plain_step(material: Dataset, variant: Variant) -> Step:
-    student, teacher = students.build_student(material.teacher, variant.swap, 0), material.teacher
+def plain_step(dataset: Dataset, variant: Variant) -> Step:
+    student, teacher = students.build_student(dataset.teacher, variant.swap, 0), dataset.teacher
     student.requires_grad_(False)
     trainable = students.choose_trainable(student, variant.distill.train)
     for parameter in trainable.parameters():
         parameter.requires_grad_(True)
     optimizer = make_optimizer(trainable, variant.distill, 0.0)
-    blocks, batch = material.blocks["train"], variant.distill.batch
+    blocks, batch = dataset.blocks["train"], variant.distill.batch
 
     def step(i: int) -> None:
         ids = torch.from_numpy(blocks[i % 2 * batch :][:batch])
@@ -135,8 +136,8 @@ def seconds(step: Step, i: int) -> float:
 
 def speeds(shape: str, args: Any) -> dict[str, list[float]]:
     """Tokens per second of each loop, round by round, after two rounds to warm up."""
-    material, variant = make(shape, args.mechanism, args.precision, args.accumulate)
-    steps = {name: make_step(material, variant) for name, make_step in LOOPS.items()}
+    dataset, variant = make(shape, args.mechanism, args.precision, args.accumulate)
+    steps = {name: make_step(dataset, variant) for name, make_step in LOOPS.items()}
     batch, tokens = SHAPES[shape][1]
     found: dict[str, list[float]] = {name: [] for name in LOOPS}
     for i in range(args.rounds + 2):
@@ -149,8 +150,8 @@ def speeds(shape: str, args: Any) -> dict[str, list[float]]:
 
 def peak(shape: str, name: str, args: Any) -> float:
     """MiB that two steps of a loop take above what lay in memory before, in this process."""
-    material, variant = make(shape, args.mechanism, args.precision, args.accumulate)
-    step = LOOPS[name](material, variant)
+    dataset, variant = make(shape, args.mechanism, args.precision, args.accumulate)
+    step = LOOPS[name](dataset, variant)
     process, highest, done = psutil.Process(), 0, threading.Event()
     before = process.memory_info().rss
 

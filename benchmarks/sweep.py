@@ -17,12 +17,13 @@ from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from attnopt import settings as params
+from attnopt.core.device import resolve_device
 from attnopt.targets.dataset import load_dataset
 from attnopt.training.trainer import Trainer
 
 OUT = Path("docs/sweep.csv")
 COLUMNS = ["variant", "settings", "tokens", "fit", "transfer", "align", "distill", "lora", "seconds"]
-"""fit and the stages: validation KL after each, in nats per token."""
+"""fit and the phases: validation KL after each, in nats per token."""
 
 
 def settings_of(variant: str, changes: list[str]) -> params.Settings:
@@ -47,12 +48,13 @@ def train(variant: str, changes: list[str], seed: int) -> dict[str, Any]:
     settings = settings_of(variant, changes)
     loaded, _ = load_dataset(settings.teacher)
     chosen = settings.variant(variant)
+    loaded.teacher.to(resolve_device(chosen.distill.device))
     trainer = Trainer(loaded, chosen, chosen.runs()[seed])
     trainer.run()
-    record = trainer.record()
-    ends = {stage["stage"]: stage["kl_end"] for stage in record["stages"]}
-    row = {"variant": variant, "settings": " ".join(changes), "tokens": record["budget"]["tokens"]}
-    return row | {"fit": round(record["kl_start"], 6), **ends, "seconds": record["seconds"]}
+    record = trainer.record(key="")
+    ends = {phase.phase: phase.kl_end for phase in record.phases}
+    row = {"variant": variant, "settings": " ".join(changes), "tokens": record.budget.tokens}
+    return row | {"fit": round(record.kl_start, 6), **ends, "seconds": record.seconds}
 
 
 def table(rows: pd.DataFrame) -> str:

@@ -1,66 +1,132 @@
-"""Swap mechanisms into a causal language model, in place and without modelling code.
+"""Swap mechanisms into a causal language model, in place and without modelling code, and take them out again.
 
-transformers lets an attention function be registered by name. Ours gets the layer, q, k and v; a pre-hook on each
-attention layer supplies what it does not get: the layer's input and the cache.
+transformers lets an attention function be registered by name. Ours (attnopt/student/attention.py) gets the layer, q, k
+and v; a pre-hook on each attention layer supplies what it does not get: the layer's input and the cache.
 """
 
 import types
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from pydantic import ValidationError
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
+from transformers.masking_utils import AttentionMaskInterface
 
 from attnopt.core.errors import UserError
 from attnopt.mechanisms import load_mechanism
-from attnopt.mechanisms.base import Inputs, Mechanism
+from attnopt.mechanisms.base import Mechanism
+from attnopt.records.base import first_misfit
+from attnopt.student import attention
+from attnopt.student.calls import watched
 from attnopt.student.layers import attention_layers, describe_layer
-from attnopt.student.state import StateCache, StateLayer
+from attnopt.student.state import StateCache
+from attnopt.student.swap import Swap
 
 NAME = "attnopt"
-UNSUPPORTED = ("softcap", "s_aux", "sliding_window", "position_bias", "head_mask")
+"""Of the attention function and its mask among transformers'."""
 
 
-class _Call(NamedTuple):
-    hidden: Tensor
-    cache: StateLayer | None
+@dataclass
+class Attachment:
+    """What `attach` changed on a model, so that `detach` can take it back; it lies on the model as
+    `attnopt_attachment`.
+
+    Attributes:
+        swap: what was asked for.
+        attention: the model's attention implementation before.
+        use_cache: `config.use_cache` before. generates_with_cache: `generation_config.use_cache` before.
+        hooks: on the model and on its attention layers.
+        patched: names of the model's methods that its own attributes hide.
+    """
+
+    swap: Swap
+    attention: str
+    use_cache: bool | None
+    generates_with_cache: bool | None
+    hooks: list[RemovableHandle] = field(default_factory=list)
+    patched: list[str] = field(default_factory=list)
 
 
-def attach(model: Any, cls: type[Mechanism], options: Any, layers: Iterable[int] | None = None, seed: int = 0) -> Any:
-    """Replace softmax in `model`'s attention layers by a mechanism; the other layers keep softmax.
+def attach(model: Any, swap: Swap, seed: int = 0) -> Any:
+    """Replace softmax in `model`'s attention layers by a mechanism, in place; the other layers keep softmax.
+
+        teacher = AutoModelForCausalLM.from_pretrained("openai-community/gpt2")
+        student = attach(copy.deepcopy(teacher), Swap("performer", {"features": 64}))
+        student.generate(ids, max_new_tokens=40)    # decodes through the mechanism's own state
+        detach(student)                             # softmax again
 
     Args:
-        model: a Hugging Face causal language model; its config is changed, so it must not be shared with the teacher.
-        cls, options: the mechanism and an instance of its Options.
-        layers: indices of the layers to replace; None replaces all.
+        model: a Hugging Face causal language model. Its config is changed, so it must not be shared with the teacher.
+        swap: the mechanism, its options and the layers that it goes to.
         seed: of what the mechanism draws at construction (random features).
-    Returns: the model. Raises UserError where the architecture cannot be swapped or the options do not fit it.
+    Returns: the same model; its mechanisms are `mechanisms_of(model)`.
+    Raises: UserError where the model is swapped already, its architecture cannot be swapped, or the options do not fit
+        the mechanism or the model. The model is then as it was.
     """
-    found = attention_layers(model)
-    chosen = set(range(len(found)) if layers is None else layers)
-    if unknown := chosen - set(range(len(found))):
-        raise UserError(f"layers: {sorted(unknown)} do not exist, the model has 0 to {len(found) - 1}")
-    softmax = load_mechanism("softmax")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for i, layer in enumerate(found):
-            kind, opts = (cls, options) if i in chosen else (softmax, softmax.Options())
-            parameter = next(layer.parameters())
-            try:
-                mechanism = kind(describe_layer(model, layer), opts)
-            except ValueError as error:
-                raise UserError(f"{kind.kind} does not fit {type(model).__name__}: {error}") from None
-            layer.mechanism = mechanism.to(parameter.device, parameter.dtype)
-            layer.register_forward_pre_hook(_before, with_kwargs=True)
-            layer.register_forward_hook(_after, always_call=True)
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _mask)
-    model.set_attn_implementation(NAME)
-    _serve_own_cache(model, len(found))
-    check_swapped(model)
+    if (before := attachment_of(model)) is not None:
+        raise UserError(
+            f"{type(model).__name__} is swapped already, to {before.swap.kind}: "
+            "give it its softmax back with attnopt.detach(model) first"
+        )
+    layers = attention_layers(model)
+    mechanisms = _build_mechanisms(model, layers, swap, seed)
+    config, generation = model.config, model.generation_config
+    made = Attachment(swap, config._attn_implementation, getattr(config, "use_cache", None), generation.use_cache)
+    model.attnopt_attachment = made
+    try:
+        for layer, mechanism in zip(layers, mechanisms, strict=True):
+            _install(layer, mechanism, made)
+        AttentionInterface.register(NAME, attention.attend)
+        AttentionMaskInterface.register(NAME, attention.padding_mask)
+        model.set_attn_implementation(NAME)
+        _serve_own_cache(model, made)
+        _patch(model, "save_pretrained", _refuse_saving)
+        check_swapped(model)
+    except BaseException:
+        detach(model)
+        raise
     return model
+
+
+def detach(model: Any) -> Any:
+    """Give a swapped model its softmax back, in place: what `attach` added is taken away.
+
+    Gone are the mechanisms with their parameters, all hooks and the patched methods; the config's use_cache and
+    attention implementation and the generation config are as before. The model's own weights stay as they are: those
+    of a student that was trained are the trained ones.
+
+        assert torch.equal(detach(attach(model, Swap("none")))(ids).logits, logits_before)
+
+    Args:
+        model: what `attach` returned, or a model that `attnopt.load` loaded.
+    Returns: the same model.
+    Raises: UserError where it is not swapped.
+    """
+    made = attachment_of(model)
+    if made is None:
+        raise UserError(f"{type(model).__name__} is not swapped: there is nothing to detach")
+    for hook in made.hooks:
+        hook.remove()
+    for name in made.patched:
+        delattr(model, name)
+    for layer in model.modules():
+        if isinstance(getattr(layer, "mechanism", None), Mechanism):
+            del layer.mechanism, layer.attnopt_call
+    model.set_attn_implementation(made.attention)
+    model.config.use_cache = made.use_cache
+    model.generation_config.use_cache = made.generates_with_cache
+    del model.attnopt_attachment
+    return model
+
+
+def attachment_of(model: Any) -> Attachment | None:
+    """What `attach` changed on the model; None where it is not swapped."""
+    found = getattr(model, "attnopt_attachment", None)
+    return found if isinstance(found, Attachment) else None
 
 
 def mechanisms_of(model: nn.Module) -> list[Mechanism]:
@@ -68,18 +134,27 @@ def mechanisms_of(model: nn.Module) -> list[Mechanism]:
     return [m for m in model.modules() if isinstance(m, Mechanism)]
 
 
+def resolve_swap(swap: Swap) -> tuple[type[Mechanism], Any]:
+    """The mechanism's class and an instance of its Options.
+
+    Raises: UserError that names the kind, where there is none of that name, or the option that does not fit.
+    """
+    try:
+        cls = load_mechanism(swap.kind)
+        return cls, cls.Options.model_validate(swap.options)
+    except ValidationError as error:
+        raise UserError(f"{swap.kind}: options: {first_misfit(error)}") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 @torch.no_grad()
 def check_swapped(model: Any) -> None:
     """Run a few tokens and raise UserError unless every slot was really used: some architectures ignore the swap."""
     ran: list[int] = []
     found = mechanisms_of(model)
-    hooks = [m.register_forward_hook(lambda m, *_: ran.append(m.geometry.layer)) for m in found]
-    try:
-        ids = torch.zeros(1, 3, dtype=torch.long, device=model.device)
-        model(input_ids=ids, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched(found, after=lambda mechanism, *_: ran.append(mechanism.geometry.layer)):
+        model(input_ids=torch.zeros(1, 3, dtype=torch.long, device=model.device), use_cache=False)
     if not found or sorted(ran) != [m.geometry.layer for m in found]:
         raise UserError(
             f"{type(model).__name__} cannot be swapped: {len(set(ran))} of {len(found)} layers ran the mechanism, "
@@ -87,81 +162,63 @@ def check_swapped(model: Any) -> None:
         )
 
 
-def _before(layer: Any, args: tuple, kwargs: dict) -> None:
-    hidden = args[0] if args else kwargs["hidden_states"]
-    names = ("past_key_values", "past_key_value", "layer_past")
-    cache = next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
-    if cache is None and len(args) > 1 and hasattr(args[1], "layers"):
-        cache = args[1]
-    if cache is not None and not isinstance(cache, StateCache):
-        raise UserError(
-            f"a swapped model keeps its own decoding state: pass no past_key_values or attnopt's StateCache, "
-            f"not {type(cache).__name__}"
-        )
-    layer.attnopt_call = _Call(hidden, None if cache is None else cache.layers[layer.layer_idx])
+def _build_mechanisms(model: Any, layers: list[nn.Module], swap: Swap, seed: int) -> list[Mechanism]:
+    """A mechanism for every layer, softmax where none was asked for; the model is not touched."""
+    chosen = set(range(len(layers)) if swap.layers is None else swap.layers)
+    if unknown := chosen - set(range(len(layers))):
+        raise UserError(f"layers: {sorted(unknown)} do not exist, the model has 0 to {len(layers) - 1}")
+    wanted, softmax = resolve_swap(swap), resolve_swap(Swap("softmax"))
+    built = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for i, layer in enumerate(layers):
+            cls, options = wanted if i in chosen else softmax
+            parameter = next(layer.parameters())
+            try:
+                mechanism = cls(describe_layer(model, layer), options)
+            except ValueError as error:
+                raise UserError(f"{cls.kind} does not fit {type(model).__name__}: {error}") from None
+            built.append(mechanism.to(parameter.device, parameter.dtype))
+    return built
 
 
-def _after(layer: Any, *_: Any) -> None:
+def _install(layer: Any, mechanism: Mechanism, made: Attachment) -> None:
+    layer.mechanism = mechanism
     layer.attnopt_call = None
+    made.hooks.append(layer.register_forward_pre_hook(attention.note_call, with_kwargs=True))
+    made.hooks.append(layer.register_forward_hook(attention.forget_call, always_call=True))
 
 
-def _attention(
-    layer: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """The attention function: (B, H, T, D) queries to (B, T, H, D) outputs."""
-    mechanism: Mechanism = layer.mechanism
-    _refuse_extras(mechanism, kwargs)
-    call: _Call = layer.attnopt_call
-    # Under autocast rotary positions make q and k float32 and leave v as it was.
-    x = Inputs(query, key.to(query.dtype), value.to(query.dtype), call.hidden, attention_mask)
-    with torch.autocast(query.device.type, enabled=False):
-        if call.cache is None:
-            out, _ = mechanism(x, keeps_state=False)
-        else:
-            out, call.cache.state = mechanism(x, call.cache.state)
-    return out.transpose(1, 2), None
-
-
-def _refuse_extras(mechanism: Mechanism, kwargs: dict[str, Any]) -> None:
-    for name in UNSUPPORTED:
-        if kwargs.get(name) is not None:
-            raise UserError(f"this architecture's attention uses {name}, which no mechanism honours")
-    scaling = kwargs.get("scaling")
-    if scaling is not None and abs(scaling - mechanism.geometry.scaling) > 1e-6:
-        raise UserError(f"this architecture scales scores by {scaling}, its layer says {mechanism.geometry.scaling}")
-
-
-def _mask(
-    batch_size: int,
-    q_length: int,
-    mask_function: Any = causal_mask_function,
-    attention_mask: Tensor | None = None,
-    **kwargs: Any,
-) -> Tensor | None:
-    """(B, T) True where a new token is real; None where all are. Packed documents and windows are refused."""
-    if mask_function is not causal_mask_function:
-        raise UserError("only plainly causal attention can be swapped: no packed documents, windows or prefix masks")
-    if attention_mask is None:
-        return None
-    keep = attention_mask[:, -q_length:].bool()
-    return None if bool(keep.all()) else keep
-
-
-def _serve_own_cache(model: Any, layers: int) -> None:
+def _serve_own_cache(model: Any, made: Attachment) -> None:
     """Make bare calls and bare `generate()` use a StateCache; without `use_cache=True` there is none."""
     model.config.use_cache = False
-
-    def give_cache(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if kwargs.get("use_cache") and kwargs.get("past_key_values") is None:
-            return args, {**kwargs, "past_key_values": StateCache(layers)}
-        return None
-
-    def prepare(self: Any, generation_config: Any, model_kwargs: dict, *args: Any) -> None:
-        if generation_config.cache_implementation is not None:
-            raise UserError(f"cache_implementation={generation_config.cache_implementation!r} is not possible here")
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = StateCache(layers)
-
-    model.register_forward_pre_hook(give_cache, with_kwargs=True)
-    model._prepare_cache_for_generation = types.MethodType(prepare, model)
     model.generation_config.use_cache = True
+    made.hooks.append(model.register_forward_pre_hook(_give_cache, with_kwargs=True))
+    _patch(model, "_prepare_cache_for_generation", _prepare_cache)
+
+
+def _give_cache(model: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    if kwargs.get("use_cache") and kwargs.get("past_key_values") is None:
+        return args, {**kwargs, "past_key_values": StateCache(model.config.num_hidden_layers)}
+    return None
+
+
+def _prepare_cache(model: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+    if generation_config.cache_implementation is not None:
+        raise UserError(f"cache_implementation={generation_config.cache_implementation!r} is not possible here")
+    if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+        model_kwargs["past_key_values"] = StateCache(model.config.num_hidden_layers)
+
+
+def _refuse_saving(model: Any, *args: Any, **kwargs: Any) -> NoReturn:
+    """In place of `save_pretrained`: what it wrote would load as plain softmax, with no more than a warning."""
+    raise UserError(
+        f"save_pretrained: from_pretrained would read this swapped {type(model).__name__} as plain softmax, and an export "
+        "is not possible yet: keep a student with attnopt.student.files.save_student, read it with attnopt.load"
+    )
+
+
+def _patch(model: Any, name: str, function: Callable[..., Any]) -> None:
+    """Hide a method of the model's class by one of this model alone."""
+    setattr(model, name, types.MethodType(function, model))
+    model.attnopt_attachment.patched.append(name)

@@ -10,7 +10,6 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from attnopt.core.device import token_ids
-from attnopt.mechanisms import load_mechanism
 from attnopt.student.attach import attach, mechanisms_of
 from attnopt.student.calls import layer_inputs
 from attnopt.student.layers import attention_layers
@@ -38,13 +37,12 @@ def build_student(teacher: Any, swap: Swap, seed: int) -> Any:
     student = copy.deepcopy(teacher)
     if swap.weights == "random":
         redraw_projections(student, seed)
-    return attach(student, load_mechanism(swap.kind), swap.options, swap.layers, seed)
+    return attach(student, swap, seed)
 
 
 def softmax_copy(teacher: Any) -> Any:
     """A copy of the teacher whose attention is our softmax, so that q, k and v can be seen as they enter it."""
-    softmax = load_mechanism("softmax")
-    return attach(copy.deepcopy(teacher), softmax, softmax.Options())
+    return attach(copy.deepcopy(teacher), Swap("softmax"))
 
 
 def projections(model: Any) -> dict[str, Any]:

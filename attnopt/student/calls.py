@@ -1,20 +1,56 @@
-"""What a model's attention layers got and gave: the one capture of layer calls."""
+"""What a model's attention layers got and gave: the one place where calls of modules are watched.
 
-from dataclasses import dataclass
+`watched` registers hooks and always takes them away again; the others are built on it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attnopt.mechanisms.base import Inputs
-from attnopt.student.attach import mechanisms_of
+from attnopt.mechanisms.base import Inputs, Mechanism
+from attnopt.ops.tensors import repeat_heads, wide
 from attnopt.student.layers import attention_layers
 from attnopt.teacher.head import hidden_states
+
+Before = Callable[[Any, tuple, dict[str, Any]], Any]
+"""(module, args, kwargs); what it returns, unless None, is what the module gets instead: (args, kwargs)."""
+After = Callable[[Any, tuple, dict[str, Any], Any], Any]
+"""(module, args, kwargs, output); what it returns, unless None, is what the module's caller gets instead."""
+
+
+@contextmanager
+def watched(modules: Iterable[nn.Module], before: Before | None = None, after: After | None = None) -> Iterator[None]:
+    """See every call of some modules while the context lasts; afterwards no hook is left, whatever happened.
+
+    with watched(mechanisms_of(model), after=lambda mechanism, args, kwargs, output: outputs.append(output[0])):
+        model(ids)
+    """
+    hooks = []
+    try:
+        for module in modules:
+            if before is not None:
+                hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            if after is not None:
+                hooks.append(module.register_forward_hook(after, with_kwargs=True))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one attention layer got and gave, ready to be made to another model's; `inputs` where it was swapped."""
+    """One call of an attention layer, ready to be made to another model's layer.
+
+    Attributes:
+        args, kwargs: what the layer got, without a mask.
+        output: (B, T, C) what it gave.
+        inputs: q, k, v and hidden as they entered the mechanism; None where the layer has none.
+    """
 
     args: tuple
     kwargs: dict[str, Any]
@@ -24,24 +60,63 @@ class Call:
 
 @torch.no_grad()
 def layer_calls(model: Any, ids: Tensor) -> list[Call]:
-    """The calls of a model's attention layers on blocks (B, T), by layer."""
+    """The calls of a model's attention layers on blocks of token ids (B, T), by layer."""
     calls: list[Call] = []
     seen: list[Inputs] = []
 
-    def after(_: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def keep_inputs(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen.append(args[0])
+
+    def keep_call(_: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         without_mask = kwargs | {"attention_mask": None} if "attention_mask" in kwargs else kwargs
         calls.append(Call(args, without_mask, output[0], seen.pop() if seen else None))
 
-    hooks = [layer.register_forward_hook(after, with_kwargs=True) for layer in attention_layers(model)]
-    hooks += [m.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for m in mechanisms_of(model)]
-    try:
+    layers = attention_layers(model)
+    mechanisms = [m for layer in layers for m in layer.modules() if isinstance(m, Mechanism)]
+    with watched(layers, after=keep_call), watched(mechanisms, before=keep_inputs):
         hidden_states(model, ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return calls
 
 
 def layer_inputs(swapped: Any, ids: Tensor) -> list[Inputs]:
-    """q, k, v and hidden as they enter every layer's mechanism."""
+    """q, k, v and hidden as they enter every layer's mechanism, on blocks of token ids (B, T)."""
     return [call.inputs for call in layer_calls(swapped, ids) if call.inputs is not None]
+
+
+@contextmanager
+def attention_weights(mechanism: Mechanism) -> Iterator[list[Tensor]]:
+    """A list that gets the (B, H, T, T) attention weights of every call of the mechanism within the context.
+
+    A mechanism does not tell its weights, and most never compute them all. But where its output is linear in the
+    values, out_t = sum_s w_ts v_s, the weights are its output for other values: for the T unit vectors in place of
+    v_1 ... v_T, out_t is the row (w_t1 ... w_tT). So each call within is made with the unit vectors, its output is
+    kept as the weights, and its caller gets their product with the values that it came with. The mechanism thus runs
+    once a call, and gradients flow through the weights to its parameters.
+
+    Args:
+        mechanism: one with `dense_weights`, whose output is linear in v. It is to be called on whole sequences:
+            without a state, whose tokens would have weights too, and without a mask.
+    Raises: ValueError where one of these does not hold.
+    """
+    if not mechanism.dense_weights:
+        raise ValueError(f"{mechanism.kind} has no attention weights on every token")
+    values: list[Tensor] = []
+    weights: list[Tensor] = []
+
+    def give_units(_: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        x, state = args[0], args[1] if len(args) > 1 else kwargs.get("state")
+        if x.keep is not None or state is not None:
+            raise ValueError("attention weights are those of whole sequences: without a mask and without a state")
+        values.append(x.v)
+        q, k = wide(x.q, x.k)
+        batch, groups, tokens, _ = k.shape
+        units = torch.eye(tokens, dtype=k.dtype, device=k.device).expand(batch, groups, -1, -1)
+        return (replace(x, q=q, k=k, v=units), *args[1:]), kwargs
+
+    def give_output(_: Any, args: tuple, kwargs: dict[str, Any], output: tuple) -> tuple[Tensor, None]:
+        weights.append(output[0])
+        (v,) = wide(values[-1])
+        return (output[0] @ repeat_heads(v, output[0].shape[1])).to(values.pop().dtype), None
+
+    with watched([mechanism], before=give_units, after=give_output):
+        yield weights

@@ -1,4 +1,7 @@
-"""A student on disk: only what differs from its teacher, plus the teacher's fingerprint."""
+"""A student on disk: a card that describes it (student.json), and the weights that differ from its teacher's.
+
+Reading one needs its teacher: the card says how that is loaded, and the fingerprint whether it is the same.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,18 +12,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attnopt import mechanisms
 from attnopt.core.errors import UserError
-from attnopt.core.files import read_json, write_json
+from attnopt.records.base import Row, first_misfit
+from attnopt.records.distill import StudentCard
 from attnopt.student.attach import attach
-from attnopt.teacher import model as teachers
+from attnopt.student.swap import Swap
+from attnopt.teacher.model import load_teacher, teacher_fingerprint
 from attnopt.teacher.params import TeacherParams
 
-FORMAT = 1
+CARD, WEIGHTS = "student.json", "weights.safetensors"
+AGAIN = "run `dvc repro distill` again"
 
 
 def changed_weights(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]:
-    """The student's tensors that the teacher lacks or holds with other values; tied tensors once."""
+    """The student's tensors that the teacher lacks or holds with other values, by name; tied tensors once."""
     original = teacher.state_dict()
     kept: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -33,58 +38,82 @@ def changed_weights(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]
     return kept
 
 
-def save_student(folder: Path, student: nn.Module, teacher: nn.Module, description: dict[str, Any]) -> None:
-    """Write weights.safetensors and student.json into `folder`.
+def save_student(folder: Path, student: nn.Module, teacher: nn.Module, card: StudentCard) -> None:
+    """Write a student's weights.safetensors and student.json into `folder`.
 
     Args:
-        description: kind, options, layers, and the teacher's params under `teacher`.
+        teacher: what the student was built from, with its weights as they were.
+        card: what `load_student` needs beside the weights; its fingerprint is `teacher_fingerprint(teacher)`.
     """
-    write_student(folder, changed_weights(student, teacher), teachers.teacher_fingerprint(teacher), description)
+    write_student(folder, changed_weights(student, teacher), card)
 
 
-def write_student(folder: Path, weights: dict[str, Tensor], fingerprint: str, description: dict[str, Any]) -> None:
-    """The same from what `changed` gave and the teacher's fingerprint."""
+def write_student(folder: Path, weights: dict[str, Tensor], card: StudentCard) -> None:
+    """The same from what `changed_weights` gave."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "weights.safetensors")
-    write_json(folder / "student.json", {"format": FORMAT, "fingerprint": fingerprint, **description})
+    save_file(weights, folder / WEIGHTS)
+    card.write(folder / CARD)
 
 
-def load_student(folder: str | Path, device: str = "cpu") -> Any:
+def load_student(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     """A working Hugging Face model with `generate()` from a student's folder; its tokenizer is `model.tokenizer`.
 
-    Raises: UserError where the student is damaged, of another teacher, or of another version of its mechanism.
+    It is in eval mode, and its parameters are trainable, as those of any `from_pretrained`.
+
+    Raises: UserError, one line that names the file, where the student is damaged or incomplete, was written by another
+        version, or belongs to another teacher.
     """
     folder = Path(folder)
-    if not (folder / "student.json").is_file():
-        raise UserError(f"{folder} is no student: it has no student.json")
-    description = read_json(folder / "student.json")
-    if description.get("format") != FORMAT:
-        raise UserError(f"{folder}/student.json has format {description.get('format')}, this version reads {FORMAT}")
-    model, tokenizer = teachers.load_teacher(TeacherParams.model_validate(description["teacher"]))
-    apply_student(model, folder, description)
+    card = read_card(folder)
+    model, tokenizer = load_teacher(_teacher_of(card, folder))
+    apply_student(model, folder, card)
     model.tokenizer = tokenizer
-    return model.to(device)
+    return model.requires_grad_(True).to(device)
 
 
-def apply_student(model: Any, folder: Path, description: dict[str, Any]) -> Any:
-    """Turn a freshly loaded teacher into the student of `folder`, in place."""
-    if (found := teachers.teacher_fingerprint(model)) != description["fingerprint"]:
-        expected = description["fingerprint"]
+def read_card(folder: Path) -> StudentCard:
+    """The description of the student in `folder`.
+
+    Raises: UserError, one line that names the file and the key, where it is missing, damaged or incomplete.
+    """
+    if not (folder / CARD).is_file():
+        raise UserError(f"{folder} is no student: it has no {CARD}")
+    return StudentCard.read(folder / CARD)
+
+
+def apply_student(model: Any, folder: Path, card: StudentCard) -> Any:
+    """Turn a freshly loaded teacher into the student of `folder`, in place; returns it.
+
+    Raises: UserError, one line that names the file, where it is another teacher, or the student does not fit it.
+    """
+    if (found := teacher_fingerprint(model)) != card.fingerprint:
+        expected = card.fingerprint
         raise UserError(f"{folder} is a student of another teacher: {expected[:12]}, this one is {found[:12]}")
     try:
-        cls = mechanisms.load_mechanism(description["kind"])
-        options = cls.Options.model_validate(description["options"])
-        weights = load_file(folder / "weights.safetensors")
+        weights = load_file(folder / WEIGHTS)
     except FileNotFoundError:
-        raise UserError(f"{folder}/weights.safetensors is missing: distil this student again") from None
+        raise UserError(f"{folder / WEIGHTS} is missing: distil this student again") from None
     except SafetensorError as error:
-        raise UserError(f"{folder}/weights.safetensors is damaged ({error}): distil this student again") from None
-    except (ValidationError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{folder} does not fit this version's mechanism: {reason}") from None
-    attach(model, cls, options, description["layers"])
+        raise UserError(f"{folder / WEIGHTS} is damaged ({error}): distil this student again") from None
+    try:
+        attach(model, Swap(card.kind, card.options, card.layers, card.start))
+    except UserError as error:
+        raise UserError(f"{folder / CARD} does not fit this version: {error}") from None
     _load_strictly(model, weights, folder)
     return model
+
+
+class _TeacherOfCard(Row):
+    """The card's key `teacher`, read with its keys' names."""
+
+    teacher: TeacherParams
+
+
+def _teacher_of(card: StudentCard, folder: Path) -> TeacherParams:
+    try:
+        return _TeacherOfCard.model_validate({"teacher": card.teacher}).teacher
+    except ValidationError as error:
+        raise UserError(f"{folder / CARD}: {first_misfit(error)}: {AGAIN}") from None
 
 
 def _load_strictly(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
@@ -92,5 +121,5 @@ def _load_strictly(model: nn.Module, weights: dict[str, Tensor], folder: Path) -
     added = {name for name in own if ".mechanism." in name}
     wrong = [n for n, t in weights.items() if n not in own or own[n].shape != t.shape]
     if missing := sorted(added - weights.keys()) or wrong:
-        raise UserError(f"{folder}/weights.safetensors does not fit the model at {missing[0]}: distil it again")
+        raise UserError(f"{folder / WEIGHTS} does not fit the model at {missing[0]}: distil it again")
     model.load_state_dict(weights, strict=False)

@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from attnopt.mechanisms.base import State, measured_bytes, select_rows
+from attnopt.mechanisms.base import Rows, State, measured_bytes, select_rows
 
 
 class StateLayer(CacheLayerMixin):
@@ -72,10 +73,6 @@ class StateCache(Cache):
 
 
 def _batch_size(state: State) -> int:
-    from torch.utils._pytree import tree_leaves
-
-    from attnopt.mechanisms.base import Rows
-
     if isinstance(state, Rows):
         return len(state.rows)
     return next(t.shape[0] for t in tree_leaves(state) if isinstance(t, Tensor))

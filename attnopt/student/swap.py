@@ -1,8 +1,11 @@
 """What replaces softmax in a model: the one description of a student's attention."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from attnopt.mechanisms.base import MechanismOptions
 
 Weights = Literal["teacher", "random"]
 
@@ -11,14 +14,18 @@ Weights = Literal["teacher", "random"]
 class Swap:
     """A mechanism, its options, and where it goes.
 
+        Swap("performer", {"features": 64}, layers=[1, 2])
+
     Attributes:
         kind: the mechanism's name, a file of attnopt/mechanisms.
-        options: an instance of that mechanism's Options.
+        options: an instance of that mechanism's Options, or a mapping of single options; the others keep their
+            defaults. `attach` checks them.
         layers: indices of the layers that it replaces, the others keep softmax; None: all.
-        weights: what the attention layers' own weights start from; random is a control.
+        weights: what the attention layers' own weights start from: the teacher's, or drawn anew, which is a control.
+            `build_student` acts on it; `attach` leaves the model's weights as they are.
     """
 
     kind: str
-    options: Any
+    options: "MechanismOptions | Mapping[str, Any]" = field(default_factory=dict)
     layers: Sequence[int] | None = None
     weights: Weights = "teacher"

@@ -13,20 +13,19 @@ With a tail, all tokens that were not kept are one bucket of both distributions,
     forward  sum p log(p / q) + P log(P / Q)        q - p of a kept token, q (1 - P / Q) of another
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from attnopt.core.errors import UserError
 from attnopt.ops.divergence import Divergence, divergence
 from attnopt.ops.tensors import wide
 from attnopt.targets.targets import DenseTargets, SparseTargets, Targets
 from attnopt.teacher.head import Head
+from attnopt.training.params import Term, refuse_partial
 
-Term = Literal["forward", "reverse", "jsd", "none"]
-CACHE = 2**21
-"""Bytes of logits that the passes over the vocabulary take at a time on a CPU: what stays in its cache."""
+CPU_CACHE_BYTES = 2**21
+"""Logits that the passes over the vocabulary take at a time on a CPU: what stays in its cache."""
 
 
 class LossSpec(NamedTuple):
@@ -77,12 +76,12 @@ class _ChunkedLoss(torch.autograd.Function):
         sums = torch.zeros(2, dtype=wide(hidden)[0].dtype, device=hidden.device)
         for i in range(0, tokens, spec.chunk):
             part = slice(i, i + spec.chunk)
-            logits, theirs = student(hidden[part]), targets[part]
-            for rows in _rows(logits):
-                values, grad = _loss(logits[rows], theirs[rows], labels[part][rows], spec)
+            buffer, theirs = student(hidden[part]), targets[part]  # the logits, until their gradient takes their place
+            for rows in _rows(buffer):
+                values, grad = _loss(buffer[rows], theirs[rows], labels[part][rows], spec)
                 sums += values
-                logits[rows] = grad.mul_(scale / tokens)
-            _accumulate(grads, part, logits, hidden[part], student.weight, scale)
+                buffer[rows] = grad.mul_(scale / tokens)
+            _accumulate(grads, part, buffer, hidden[part], student.weight, scale)
         ctx.save_for_backward(*(g for g in grads if g is not None))
         ctx.filled = [g is not None for g in grads]
         loss, kl = sums / tokens
@@ -98,7 +97,7 @@ class _ChunkedLoss(torch.autograd.Function):
 def _rows(logits: Tensor) -> list[slice]:
     """How the passes over the vocabulary cut a chunk: on a CPU into pieces that its cache holds."""
     n, vocab = logits.shape
-    step = n if logits.is_cuda else max(1, CACHE // (4 * vocab))
+    step = n if logits.is_cuda else max(1, CPU_CACHE_BYTES // (4 * vocab))
     return [slice(i, i + step) for i in range(0, n, step)]
 
 
@@ -148,14 +147,6 @@ def _accumulate(grads: list, part: slice, grad: Tensor, hidden: Tensor, weight: 
         grads[2] += grad.sum(0) / scale
 
 
-def refuse_undefined(spec: LossSpec) -> None:
-    """Raises UserError where the loss needs more of the teacher than a sparse form keeps."""
-    if spec.kl in ("reverse", "jsd"):
-        raise UserError(f"distill.kl: {spec.kl} needs the whole distribution of the teacher; a sparse one has forward")
-    if spec.temperature != 1:
-        raise UserError(f"distill.temperature: {spec.temperature} needs the teacher's whole distribution; 1 does not")
-
-
 def distillation_loss(
     hidden: Tensor, head: Head, targets: Targets, labels: Tensor, spec: LossSpec
 ) -> tuple[Tensor, Tensor]:
@@ -170,7 +161,7 @@ def distillation_loss(
     """
     assert len(hidden) == len(targets) == len(labels)
     if isinstance(targets, SparseTargets):
-        refuse_undefined(spec)
+        refuse_partial(spec.kl, spec.temperature, "a sparse teacher")
     return _ChunkedLoss.apply(hidden, head.weight, head.bias, head.scale, targets, labels, spec)
 
 

@@ -1,39 +1,48 @@
-"""What a training run writes down: a row per log point, the stages, the time; kept across resumptions."""
+"""What a training run writes down: a row per log point, a row per phase, the time; kept across resumptions."""
 
-import csv
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from attnopt.mechanisms.base import Mechanism
-
-HISTORY = (
-    "stage", "step", "tokens", "loss", "kl", "valid_kl", "lr", "grad_norm", "tokens_per_s", "wall_s", "cpu_s",
-    "rss_mib", "gpu_allocated_mib", "gpu_reserved_mib",
-)  # fmt: skip
-COEFFICIENTS = ("step", "layer", "head", "name", "value")
+from attnopt.records.distill import CoefficientRow, HistoryRow, PhaseRow
+from attnopt.training.params import PhaseName
 
 
 @dataclass
 class TrainingLog:
-    """Attributes:
-    history, coefficients: the rows of history.csv and coefficients.csv. stages: a row per stage that has ended.
-    kl: validation KL before anything (`unfitted`), at the start, and of the best look. flops: of one step, by stage.
-    wall, cpu: seconds of the training so far, up to the last call of `pause`.
+    """The rows of a run and its clocks. The clocks run from construction, or from `go_on`, and can be read any time.
+
+    Attributes:
+        history, coefficients: the rows of history.csv and coefficients.csv.
+        phases: a row per phase that has ended.
+        kl_unfitted, kl_start: validation KL before anything and after the fit, nats per token.
+        flops: floating-point operations of one step of all processes, by phase.
+        wall, cpu: seconds of the training so far, up to the last call of `pause`.
     """
 
-    history: list[dict[str, Any]] = field(default_factory=list)
-    coefficients: list[dict[str, Any]] = field(default_factory=list)
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    kl: dict[str, float] = field(default_factory=dict)
-    flops: dict[str, int] = field(default_factory=dict)
+    history: list[HistoryRow] = field(default_factory=list)
+    coefficients: list[CoefficientRow] = field(default_factory=list)
+    phases: list[PhaseRow] = field(default_factory=list)
+    kl_unfitted: float = float("nan")
+    kl_start: float = float("nan")
+    flops: dict[PhaseName, int] = field(default_factory=dict)
     wall: float = 0.0
     cpu: float = 0.0
 
     def __post_init__(self) -> None:
         self.go_on()
+
+    @property
+    def steps(self) -> int:
+        """Of the phases that have ended."""
+        return sum(row.steps for row in self.phases)
+
+    @property
+    def kl_end(self) -> float:
+        """Validation KL when the last phase ended; at the start where there was none."""
+        return self.phases[-1].kl_end if self.phases else self.kl_start
 
     def go_on(self) -> None:
         """Start the clocks where they stood."""
@@ -45,22 +54,34 @@ class TrainingLog:
         return self.wall, self.cpu
 
     def state(self) -> dict[str, Any]:
+        """All of it as plain dicts, lists and numbers, for a checkpoint."""
         self.pause()
-        return asdict(self)
+        return {
+            "history": [row.model_dump() for row in self.history],
+            "coefficients": [row.model_dump() for row in self.coefficients],
+            "phases": [row.model_dump() for row in self.phases],
+            "kl_unfitted": self.kl_unfitted,
+            "kl_start": self.kl_start,
+            "flops": self.flops,
+            "wall": self.wall,
+            "cpu": self.cpu,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "TrainingLog":
+        """A log that goes on where the one stood that `state` came from, its clocks too."""
+        rows = {
+            "history": [HistoryRow(**row) for row in state["history"]],
+            "coefficients": [CoefficientRow(**row) for row in state["coefficients"]],
+            "phases": [PhaseRow(**row) for row in state["phases"]],
+        }
+        return cls(**(state | rows))
 
 
-def coefficient_rows(mechanisms: list[Mechanism], step: int) -> Iterator[dict[str, Any]]:
+def coefficient_rows(mechanisms: list[Mechanism], step: int) -> Iterator[CoefficientRow]:
     """What coefficients.csv says of the mechanisms after a step."""
     for mechanism in mechanisms:
+        layer = mechanism.geometry.layer
         for name, values in mechanism.coefficients().items():
             for head, value in enumerate(values.detach().flatten().tolist()):
-                row = {"step": step, "layer": mechanism.geometry.layer, "head": head, "name": name}
-                yield {**row, "value": round(value, 6)}
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """Rows as CSV, with a header also where there are none; None is an empty cell."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+                yield CoefficientRow(step=step, layer=layer, head=head, name=name, value=round(value, 6))

@@ -4,12 +4,17 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from attnopt.core.errors import UserError
 from attnopt.core.section import Count, Positive, Section
 from attnopt.student.swap import Swap
 
+PhaseName = Literal["transfer", "align", "distill", "lora"]
+Term = Literal["forward", "reverse", "jsd", "none"]
+"""The divergence in the loss of distill; none: cross-entropy alone."""
 
-class StageParams(Section):
-    """A stage of training: its budget, learning rates, and what trains. A variant's section overrides single keys."""
+
+class PhaseParams(Section):
+    """A phase of training: its budget, learning rates, and what trains. A variant's section overrides single keys."""
 
     steps: Count | None = 0
     epochs: Annotated[float, Field(gt=0)] | None = None
@@ -26,21 +31,21 @@ class StageParams(Section):
         return self
 
 
-class TransferParams(StageParams):
+class TransferParams(PhaseParams):
     """Attention transfer: every layer's output matched on the teacher's own inputs."""
 
     loss: Literal["outputs", "weights", "both"] = "outputs"
 
 
-class AlignParams(StageParams):
+class AlignParams(PhaseParams):
     """The hidden states after every layer matched, the student running on its own."""
 
 
-class DistillParams(StageParams):
-    """Distillation on logits, and what all stages share: batches, precision, processes, logging."""
+class DistillParams(PhaseParams):
+    """Distillation on logits, and what all phases share: batches, precision, processes, logging."""
 
     steps: Count | None = 200
-    kl: Literal["forward", "reverse", "jsd", "none"] = "forward"
+    kl: Term = "forward"
     ce_weight: Annotated[float, Field(ge=0)] = 0.0
     temperature: Annotated[float, Field(gt=0)] = 1.0
     patience: Positive | None = None
@@ -74,8 +79,26 @@ class DistillParams(StageParams):
         return self
 
 
-class LoraParams(StageParams):
-    """A light last stage: low-rank adapters on the attention's projections, merged when it ends."""
+def refuse_partial(kl: Term, temperature: float, logits: str) -> None:
+    """Raises UserError where the loss of distill needs more of the teacher than a sparse form of its outputs keeps.
+
+    The reverse divergence and JSD weigh tokens by the student, and a temperature flattens the teacher: each asks for
+    probabilities of tokens that were not kept.
+
+    Args:
+        logits: what the sparse outputs are, for the message.
+    """
+    wrong = {"kl": (kl, kl in ("reverse", "jsd")), "temperature": (temperature, temperature != 1)}
+    for key, (value, undefined) in wrong.items():
+        if undefined:
+            raise UserError(
+                f"distill.{key} {value} needs whole distributions, and {logits} keeps a part: "
+                "set teacher.logits to hidden, online or dense"
+            )
+
+
+class LoraParams(PhaseParams):
+    """A light last phase: low-rank adapters on the attention's projections, merged when it ends."""
 
     rank: Positive = 8
     alpha: Positive = 16
@@ -120,8 +143,15 @@ class Variant(Section):
         """What replaces softmax in its students."""
         return Swap(self.kind, self.options, self.layers, self.weights)
 
-    def stage(self, name: str) -> Any:
-        return getattr(self, name)
+    def phase(self, name: PhaseName) -> PhaseParams:
+        """The section of one phase of its training."""
+        sections: dict[PhaseName, PhaseParams] = {
+            "transfer": self.transfer,
+            "align": self.align,
+            "distill": self.distill,
+            "lora": self.lora,
+        }
+        return sections[name]
 
     def runs(self) -> list[Seeds]:
         """One for each of the variant's seeds."""

@@ -6,14 +6,13 @@ from typing import Any
 
 from attnopt.core.checkpoint import Checkpoint, checkpoint_key
 from attnopt.core.device import resolve_device, resolve_precision
-from attnopt.core.distributed import launch_processes, launched_processes
+from attnopt.core.distributed import join_group, launch_processes, launched_processes
 from attnopt.core.files import written_aside
 from attnopt.core.paths import CHECKPOINTS
 from attnopt.core.progress import progress_bar
-from attnopt.records.distill import CoefficientRow, HistoryRow, StudentCard, write_rows
+from attnopt.records.distill import CoefficientRow, HistoryRow, write_rows
 from attnopt.student.files import save_student, write_student
-from attnopt.targets.dataset import Dataset, load_dataset
-from attnopt.teacher.model import teacher_fingerprint
+from attnopt.targets.dataset import load_dataset
 from attnopt.teacher.params import TeacherParams
 from attnopt.training.jobs import TrainingJob
 from attnopt.training.trainer import Trainer
@@ -29,21 +28,21 @@ def train_students(jobs: Sequence[TrainingJob], teacher: TeacherParams) -> None:
         launch_processes(variant.distill.processes, ["distill", variant.name, "--again"])
         return
     dataset, _ = load_dataset(teacher)
-    device = resolve_device(variant.distill.device)
-    dataset.teacher.to(device)
-    where = (device.type, resolve_precision(variant.distill.precision, device))
+    group = join_group(resolve_device(variant.distill.device))
+    dataset.teacher.to(group.device)
+    where = (group.device.type, resolve_precision(variant.distill.precision, group.device))
     done = []
     for job in jobs:
         checkpoint = Checkpoint(checkpoint_key(job.key, *where))
         with progress_bar(name=f"{variant.name}/{job.seeds.run}", unit="step", total=0) as progress:
-            trainer = Trainer(dataset, variant, job.seeds, checkpoint, progress=_shower(progress))
-            with checkpoint.locked() if trainer.group.main else nullcontext():
+            trainer = Trainer(dataset, variant, job.seeds, checkpoint, group, _shower(progress))
+            with checkpoint.locked() if group.main else nullcontext():
                 student = trainer.run()
-                if trainer.group.main:
-                    _write(job, trainer, student, dataset, teacher)
-        trainer.group.wait()
+                if group.main:
+                    _write(job, trainer, student, teacher)
+        group.wait()
         done.append(checkpoint)
-    for checkpoint in done if trainer.group.main else ():
+    for checkpoint in done if group.main else ():
         checkpoint.remove()
 
 
@@ -57,22 +56,10 @@ def _shower(progress: Any) -> Callable[[int, int, HistoryRow], None]:
     return show
 
 
-def _write(job: TrainingJob, trainer: Trainer, student: Any, dataset: Dataset, teacher: TeacherParams) -> None:
-    record = trainer.record(job.key)
-    card = StudentCard(
-        variant=record.variant,
-        kind=record.kind,
-        control=record.control,
-        options=record.options,
-        layers=record.layers,
-        start=record.start,
-        seed=record.seed,
-        teacher=teacher.model_dump(),
-        fingerprint=teacher_fingerprint(dataset.teacher),
-        key=job.key,
-    )
+def _write(job: TrainingJob, trainer: Trainer, student: Any, teacher: TeacherParams) -> None:
+    card = trainer.card(job.key, teacher)
     with written_aside(job.student) as aside:
-        save_student(aside, student, dataset.teacher, card)
+        save_student(aside, student, trainer.dataset.teacher, card)
         for step, weights in trainer.kept.items():
             write_student(aside / CHECKPOINTS / str(step), weights, card.model_copy(update={"step": step}))
     with written_aside(job.out) as aside:
@@ -80,4 +67,4 @@ def _write(job: TrainingJob, trainer: Trainer, student: Any, dataset: Dataset, t
         write_rows(aside / "history.csv", trainer.log.history, HistoryRow)
         if trainer.log.coefficients:
             write_rows(aside / "coefficients.csv", trainer.log.coefficients, CoefficientRow)
-        record.write(aside / "record.json")
+        trainer.record(job.key).write(aside / "record.json")

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from attnopt.student.build import Trainable
-from attnopt.training.params import StageParams
+from attnopt.training.params import PhaseParams
 
 
-def total_steps(params: StageParams, batch: int, blocks: int) -> int:
+def total_steps(params: PhaseParams, batch: int, blocks: int) -> int:
     """Optimizer steps of the budget, given the number of training blocks."""
     return params.steps if params.steps is not None else math.ceil((params.epochs or 0) * blocks / batch)
 
@@ -29,7 +29,7 @@ def factor(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def make_optimizer(trainable: Trainable, params: StageParams, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(trainable: Trainable, params: PhaseParams, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW, the mechanisms' own parameters at their own rate."""
     groups: list[dict[str, Any]] = [
         {"params": list(trainable.own.values()), "lr": params.mechanism_lr or params.lr},

@@ -1,10 +1,8 @@
-"""The one trainer of all variants: its stages in turn, each AdamW on an objective, resumable to the bit."""
+"""The one trainer of all variants: its phases in turn, each AdamW on an objective, resumable to the bit."""
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,334 +11,304 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnopt import mechanisms
 from attnopt.conformance import leak
-from attnopt.core import distributed as processes
 from attnopt.core.checkpoint import Checkpoint
-from attnopt.core.device import memory_in_use, resolve_device, resolve_precision, token_ids
+from attnopt.core.device import memory_in_use, resolve_precision
+from attnopt.core.distributed import Alone
 from attnopt.core.errors import RunError, UserError
-from attnopt.student import build as students
+from attnopt.core.machine import environment
+from attnopt.mechanisms import load_mechanism
+from attnopt.records.base import Environment
+from attnopt.records.distill import Budget, DistillRecord, HistoryRow, PhaseRow, StudentCard
 from attnopt.student.attach import mechanisms_of
-from attnopt.student.build import Trainable
+from attnopt.student.build import build_student, fit_mechanisms
 from attnopt.student.distance import per_token
 from attnopt.student.files import changed_weights
 from attnopt.targets.dataset import Dataset
-from attnopt.teacher.head import head_of
+from attnopt.teacher.head import Head, head_of
+from attnopt.teacher.model import teacher_fingerprint
+from attnopt.teacher.params import TeacherParams
+from attnopt.training.batches import Batches, Part
 from attnopt.training.log import TrainingLog, coefficient_rows
-from attnopt.training.params import DistillParams, Seeds, StageParams, Variant
-from attnopt.training.phases import OBJECTIVES, Objective
-from attnopt.training.schedule import batch_rows, factor, make_optimizer, total_steps
+from attnopt.training.params import DistillParams, PhaseName, Seeds, Variant
+from attnopt.training.phases import PHASES, Objective
+from attnopt.training.plan import Plan, budgeted_phases, make_plan
+from attnopt.training.resume import Phase, RunState, load_run, restore_phase, save_run, state_of
+from attnopt.training.schedule import factor, make_optimizer
 
-Part = tuple[Tensor, Any]
-"""Blocks (b, T) of token ids, and what the teacher says of them where the objective asks."""
-
-
-@dataclass
-class Stage:
-    """A stage while it runs.
-
-    Attributes:
-        before: steps of the stages before it. step: its own steps so far. module: the objective, wrapped for several
-        processes. best: the lowest validation KL so far and the parameters then; since: looks without a new one.
-    """
-
-    objective: Objective
-    params: StageParams
-    steps: int
-    before: int
-    module: nn.Module
-    trainable: Trainable
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    best: tuple[float, dict[str, Tensor]] | None = None
-    since: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.objective.name
+Progress = Callable[[int, int, HistoryRow], None]
 
 
 class Trainer:
-    """Distils one variant with one seed.
+    """Distils one variant with one seed, on the device that the dataset's teacher lies on.
+
+        dataset, tokenizer = load_dataset(settings.teacher)
+        variant = settings.variant("performer")
+        trainer = Trainer(dataset, variant, variant.runs()[0])
+        student = trainer.run()
+        trainer.record(key="").kl_end        # nats per token on the validation split
+
+    Construction only takes note of its arguments; `run` begins with `prepare`, which builds the student.
 
     Args:
+        dataset: the teacher and the blocks; neither is changed.
         checkpoint: where the run is kept while it goes on; None keeps nothing.
-        progress: called with (step, steps, row) at every log point.
+        group: the processes that share the work; None: this one alone.
+        progress: called with (step, steps of the plan, row) at every log point.
 
-    Attributes:
-        plan: steps by stage. kept: what `changed` gives of the student after each step that `distill.keep` asks for.
+    Attributes, once prepared:
+        student: the model that learns. plan: its phases and their steps. objectives: by phase.
+        log: what was written down so far.
+        kept: `changed_weights` of the student after each step that `distill.keep` asks for.
     """
+
+    student: Any
+    teacher_head: Head
+    head: Head
+    objectives: dict[PhaseName, Objective]
+    plan: Plan
 
     def __init__(
         self,
-        material: Dataset,
+        dataset: Dataset,
         variant: Variant,
         seeds: Seeds,
         checkpoint: Checkpoint | None = None,
-        progress: Callable[[int, int, dict], None] = lambda *_: None,
+        group: Alone | None = None,
+        progress: Progress = lambda *_: None,
     ):
-        self.material, self.variant, self.seeds = material, variant, seeds
+        self.dataset, self.variant, self.seeds = dataset, variant, seeds
         self.checkpoint, self.progress = checkpoint, progress
         self.params: DistillParams = variant.distill
-        self.group = processes.join_group(resolve_device(self.params.device))
+        self.group = group or Alone(dataset.teacher.device)
         self.device = self.group.device
         self.dtype = resolve_precision(self.params.precision, self.device)
-        material.teacher.to(self.device)
-        self.student = students.build_student(material.teacher, variant.swap, seeds.features).to(self.device)
-        refuse_leaks(self.student)
-        self.teacher_head, self.head = head_of(material.teacher), head_of(self.student)
-        self.blocks = material.blocks["train"]
-        self.objectives: dict[str, Objective] = {}
-        self.plan = self._plan()
-        self.steps = sum(self.plan.values())
-        self.marks = self._marks()
+        self.blocks = dataset.blocks["train"]
+        self.batches = Batches(dataset, self.params, seeds.data, self.group)
         self.kept: dict[int, dict[str, Tensor]] = {}
-        self.journal = TrainingLog()
+        self.log = TrainingLog()
+
+    def prepare(self) -> None:
+        """Build the student and plan its phases.
+
+        Raises: UserError where its mechanism sees the future, or a phase cannot train it as params.yaml asks.
+        """
+        teacher = self.dataset.teacher
+        self.student = build_student(teacher, self.variant.swap, self.seeds.features).to(self.device)
+        refuse_leaks(self.student)
+        self.teacher_head, self.head = head_of(teacher), head_of(self.student)
+        self.objectives = self._make_objectives()
+        self.plan = make_plan(self.variant, len(self.blocks), self.objectives)
 
     def run(self) -> Any:
-        """Train to the end, from the last checkpoint where there is one; returns the student."""
-        state = self.checkpoint.load() if self.checkpoint else None
-        before = 0
+        """Train to the end, from the last checkpoint where there is one; returns the student.
+
+        Raises: UserError as `prepare`; RunError where the loss is no longer a number.
+        """
+        self.prepare()
+        state = load_run(self.checkpoint)
         if state is None:
             self._begin()
         else:
-            self.journal, before, self.kept = TrainingLog(**state["journal"]), state["before"], state["kept"]
-        names = list(self.plan)
-        for name in names[names.index(state["stage"]) if state else 0 :]:
-            stage = self.start(name, before, state)
-            self._train(stage)
-            self._finish(stage)
-            before, state = before + stage.step, None
-        self.steps = before
-        self.journal.pause()
+            self.log, self.kept = TrainingLog.from_state(state.log), state.kept
+        names = list(self.plan.phases)
+        for name in names[names.index(state.phase) if state else 0 :]:
+            phase = self.start(name, self.log.steps, state)
+            self._train(phase)
+            self._finish(phase)
+            state = None
+        self.log.pause()
         return self.student
 
     def valid_kl(self) -> float:
         """Forward KL on the first valid blocks, in nats per token."""
-        blocks = self.material.blocks["valid"][: self.params.valid_blocks]
-        theirs = partial(self.material.hidden, "valid")
+        blocks = self.dataset.blocks["valid"][: self.params.valid_blocks]
+        theirs = partial(self.dataset.hidden, "valid")
         tokens = per_token(self.student, self.head, theirs, self.teacher_head, blocks)
         return float(tokens["kl_forward"].mean(dtype=np.float64))
 
-    def record(self) -> dict[str, Any]:
-        """What the run was and cost: budget, KL before and after, parameters, floating-point operations, time."""
-        journal, tokens = self.journal, self.tokens(self.steps)
-        return {
-            "control": mechanisms.load_mechanism(self.variant.kind).control,
-            "start": self.variant.weights,
-            "data_seed": self.seeds.data,
-            "features_seed": self.seeds.features,
-            "budget": self.params.model_dump() | {"steps": self.steps, "tokens": tokens, "block": self.blocks.shape[1]},
-            "precision": str(self.dtype).removeprefix("torch."),
-            "processes": self.group.size,
-            "kl_start_unfitted": journal.kl["unfitted"],
-            "kl_start": journal.kl["start"],
-            "kl_end": journal.stages[-1]["kl_end"] if journal.stages else journal.kl["start"],
-            "stages": journal.stages,
-            "flops": sum(stage["flops"] for stage in journal.stages),
-            "trained_parameters": max((stage["trained_parameters"] for stage in journal.stages), default=0),
-            "total_parameters": sum(t.numel() for t in self.student.parameters()),
-            "seconds": round(journal.wall, 2),
-            "cpu_seconds": round(journal.cpu, 2),
-            "tokens_per_s": round(tokens / journal.wall, 1) if self.steps else None,
-        }
+    def record(self, key: str) -> DistillRecord:
+        """What the run was and cost: budget, KL before and after, parameters, floating-point operations, time.
+
+        Args:
+            key: digest of all that the student is a function of.
+        """
+        log, variant = self.log, self.variant
+        tokens = self.tokens(log.steps)
+        budget = {"steps": log.steps, "tokens": tokens, "block": self.blocks.shape[1]}
+        return DistillRecord(
+            variant=variant.name,
+            kind=variant.kind,
+            control=load_mechanism(variant.kind).control,
+            seed=self.seeds.run,
+            key=key,
+            environment=Environment(**environment()),
+            options=variant.options.model_dump(),
+            layers=variant.layers,
+            start=variant.weights,
+            data_seed=self.seeds.data,
+            features_seed=self.seeds.features,
+            budget=Budget(**(self.params.model_dump() | budget)),
+            precision=str(self.dtype).removeprefix("torch."),
+            processes=self.group.size,
+            kl_start_unfitted=log.kl_unfitted,
+            kl_start=log.kl_start,
+            kl_end=log.kl_end,
+            phases=log.phases,
+            flops=sum(phase.flops for phase in log.phases),
+            trained_parameters=max((phase.trained_parameters for phase in log.phases), default=0),
+            total_parameters=sum(t.numel() for t in self.student.parameters()),
+            seconds=round(log.wall, 2),
+            cpu_seconds=round(log.cpu, 2),
+            tokens_per_s=round(tokens / log.wall, 1) if log.steps else None,
+        )
+
+    def card(self, key: str, teacher: TeacherParams) -> StudentCard:
+        """What turns the teacher, loaded by its section, into this student; `key` as in `record`."""
+        return StudentCard(
+            variant=self.variant.name,
+            kind=self.variant.kind,
+            control=load_mechanism(self.variant.kind).control,
+            options=self.variant.options.model_dump(),
+            layers=self.variant.layers,
+            start=self.variant.weights,
+            seed=self.seeds.run,
+            teacher=teacher.model_dump(),
+            fingerprint=teacher_fingerprint(self.dataset.teacher),
+            key=key,
+        )
 
     def tokens(self, steps: int) -> int:
         """Predicted tokens in so many steps."""
         return steps * self.params.batch * (self.blocks.shape[1] - 1)
 
-    def _plan(self) -> dict[str, int]:
-        """Steps by stage, for the stages that have any and something to train."""
-        plan = {}
-        for name in OBJECTIVES:
-            steps = total_steps(self.variant.stage(name), self.params.batch, len(self.blocks))
-            if not steps:
-                continue
-            objective = OBJECTIVES[name](self.student, self.material, self.variant, self.dtype)
-            if objective.trainable().parameters():
-                plan[name], self.objectives[name] = steps, objective
-        return plan
-
-    def _marks(self) -> set[int]:
-        """Steps after which a student is kept. Raises UserError where that is within lora: no plain model."""
-        marks = {round(share * self.steps) for share in self.params.keep} - {0, self.steps}
-        if marks and max(marks) > self.steps - self.plan.get("lora", 0):
-            raise UserError(
-                f"{self.variant.name}: distill.keep: {max(self.params.keep)} of {self.steps} steps lies within the "
-                "stage lora, whose student is not merged yet; allowed: earlier shares"
-            )
-        return marks
-
-    def _begin(self) -> None:
-        self.journal.kl["unfitted"] = self.valid_kl()
-        if self.params.fit:
-            students.fit_mechanisms(self.student, self.material.teacher, self.blocks[: self.params.fit_blocks])
-        self.journal.kl["start"] = self.valid_kl()
-        self.journal.coefficients += coefficient_rows(mechanisms_of(self.student), 0)
-        self.journal.go_on()
-
-    def start(self, name: str, before: int = 0, state: dict[str, Any] | None = None) -> Stage:
-        """Begin a stage of the plan after `before` steps of others, or go on with it from a checkpoint's state."""
+    def start(self, name: PhaseName, before: int = 0, state: RunState | None = None) -> Phase:
+        """Begin a phase of the plan after `before` steps of others, or go on with it from a checkpoint's state."""
         objective = self.objectives[name]
         trainable = objective.begin()
-        params: StageParams = self.variant.stage(name)
-        optimizer = make_optimizer(trainable, params, self.params.weight_decay)
+        optimizer = make_optimizer(trainable, objective.params, self.params.weight_decay)
         module = self.group.wrap(objective)
-        stage = Stage(objective, params, self.plan[name], before, module, trainable, optimizer)
+        phase = Phase(objective, module, trainable, optimizer, self.plan.phases[name], before)
         if state is not None:
-            self.student.load_state_dict(state["student"], strict=False)
-            optimizer.load_state_dict(state["optimizer"])
-            stage.step, stage.best, stage.since = state["step"], state["best"], state["since"]
-        return stage
+            restore_phase(phase, state)
+        return phase
 
-    def _train(self, stage: Stage) -> None:
-        p = self.params
-        for parts in self.batches(stage):
-            loss, kl, norm = self.update(stage, parts)
-            stage.step += 1
-            end = stage.step == stage.steps
-            self._check_finite(loss, norm, stage.before + stage.step)
-            if stage.before + stage.step in self.marks:
-                self.kept[stage.before + stage.step] = changed_weights(self.student, self.material.teacher)
-            if stage.step % p.log_every == 0 or end:
-                self._record(stage, loss, kl, norm)
-            stop = p.patience is not None and stage.since >= p.patience
-            if stage.step % p.checkpoint_every == 0 or end or stop:
-                self._save(stage)
-            if stop:
-                break
-
-    def batches(self, stage: Stage) -> Iterator[list[Part]]:
-        """The parts of each step's batch; on a GPU read one step ahead, while it computes."""
-        steps = range(stage.step, stage.steps)
-        fetch = partial(self._fetch, stage)
-        if self.device.type != "cuda":
-            yield from map(fetch, steps)
-            return
-        with ThreadPoolExecutor(1) as pool:
-            ahead = [pool.submit(fetch, step) for step in steps[:1]]
-            for step in steps:
-                parts = ahead.pop().result()
-                ahead = [pool.submit(fetch, step + 1)] if step + 1 in steps else []
-                yield parts
-
-    def _fetch(self, stage: Stage, step: int) -> list[Part]:
-        """This process' share of a step's blocks, in as many parts as `accumulate` says."""
-        p, at = self.params, stage.before + step
-        share = batch_rows(len(self.blocks), p.batch, at, self.seeds.data)[self.group.rank :: self.group.size]
-        parts = []
-        for rows in np.array_split(share, p.accumulate):
-            ids = token_ids(self.blocks[rows], self.device)
-            wanted = stage.objective.needs_targets
-            parts.append((ids, self.material.targets("train", rows, ids) if wanted else None))
-        return parts
-
-    def update(self, stage: Stage, parts: list[Part]) -> tuple[Tensor, Tensor | None, Tensor]:
+    def update(self, phase: Phase, parts: list[Part]) -> tuple[Tensor, Tensor | None, Tensor]:
         """One update; returns the loss, the divergence where there is one, and the gradient's norm, on the device."""
-        for group in stage.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor(stage.step, stage.steps, stage.params.warmup)
-        counts = stage.name not in self.journal.flops
+        for group in phase.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor(phase.step, phase.steps, phase.params.warmup)
+        counts = phase.name not in self.log.flops
         counter = FlopCounterMode(display=False)
         with counter if counts else nullcontext():
-            found = [self._backward(stage, part, len(parts), i + 1 == len(parts)) for i, part in enumerate(parts)]
+            found = [self._backward(phase, part, len(parts), i + 1 == len(parts)) for i, part in enumerate(parts)]
         if counts:
-            self.journal.flops[stage.name] = counter.get_total_flops() * self.group.size
-        norm = nn.utils.clip_grad_norm_(stage.trainable.parameters(), self.params.clip)
-        stage.optimizer.step()
-        stage.optimizer.zero_grad(set_to_none=True)
+            self.log.flops[phase.name] = counter.get_total_flops() * self.group.size
+        norm = nn.utils.clip_grad_norm_(phase.trainable.parameters(), self.params.clip)
+        phase.optimizer.step()
+        phase.optimizer.zero_grad(set_to_none=True)
         losses, kls = zip(*found, strict=True)
         return torch.stack(losses).mean(), None if kls[0] is None else torch.stack(kls).mean(), norm
 
-    def _backward(self, stage: Stage, part: Part, parts: int, last: bool) -> tuple[Tensor, Tensor | None]:
-        with nullcontext() if last else self.group.without_sync(stage.module):
-            loss, kl = stage.module(*part)
+    def _make_objectives(self) -> dict[PhaseName, Objective]:
+        """Those of the phases that have steps and something to train."""
+        names = budgeted_phases(self.variant, len(self.blocks))
+        made = {n: PHASES[n](self.student, self.dataset, self.variant, self.seeds, self.dtype) for n in names}
+        return {name: objective for name, objective in made.items() if objective.trainable().parameters()}
+
+    def _begin(self) -> None:
+        """What comes before the first step: the fit, and the KL without and with it."""
+        self.log.kl_unfitted = self.valid_kl()
+        if self.params.fit:
+            fit_mechanisms(self.student, self.dataset.teacher, self.blocks[: self.params.fit_blocks])
+        self.log.kl_start = self.valid_kl()
+        self.log.coefficients += coefficient_rows(mechanisms_of(self.student), 0)
+        self.log.go_on()
+
+    def _train(self, phase: Phase) -> None:
+        p = self.params
+        for parts in self.batches.read(phase):
+            loss, kl, norm = self.update(phase, parts)
+            phase.step += 1
+            self._check_finite(loss, norm, phase.total_step)
+            if phase.total_step in self.plan.marks:
+                self.kept[phase.total_step] = changed_weights(self.student, self.dataset.teacher)
+            if phase.step % p.log_every == 0 or phase.is_over:
+                self._log_point(phase, loss, kl, norm)
+            stops = p.patience is not None and phase.since >= p.patience
+            if phase.step % p.checkpoint_every == 0 or phase.is_over or stops:
+                self._save(phase)
+            if stops:
+                break
+
+    def _backward(self, phase: Phase, part: Part, parts: int, last: bool) -> tuple[Tensor, Tensor | None]:
+        with nullcontext() if last else self.group.without_sync(phase.module):
+            loss, kl = phase.module(*part)
             (loss / parts).backward()
         return loss.detach(), None if kl is None else kl.detach()
 
     def _check_finite(self, loss: Tensor, norm: Tensor, step: int) -> None:
         """On a GPU only where the log is written anyway: a look at every step would make it wait."""
         looks = self.device.type == "cpu" or step % self.params.log_every == 0
-        if looks and not (math.isfinite(float(loss)) and math.isfinite(float(norm))):
-            saved = self.checkpoint and self.checkpoint.load()
-            at = f"step {saved['before'] + saved['step']}" if saved else ""
-            last = f"{at} ({self.checkpoint.file})" if saved and self.checkpoint else "none"
-            raise RunError(
-                f"{self.variant.name}, seed {self.seeds.run}: the loss is {float(loss)} and its gradient norm "
-                f"{float(norm)} at step {step}; last good checkpoint: {last}; a lower learning rate may help"
-            )
+        if not looks or (math.isfinite(float(loss)) and math.isfinite(float(norm))):
+            return
+        saved = load_run(self.checkpoint)
+        last = f"step {saved.before + saved.step} ({self.checkpoint.file})" if saved and self.checkpoint else "none"
+        raise RunError(
+            f"{self.variant.name}, seed {self.seeds.run}: the loss is {float(loss)} and its gradient norm "
+            f"{float(norm)} at step {step}; last good checkpoint: {last}; a lower learning rate may help"
+        )
 
-    def _record(self, stage: Stage, loss: Tensor, kl: Tensor | None, norm: Tensor) -> None:
-        looks = stage.step % self.params.valid_every == 0 or stage.step == stage.steps
-        valid = self._look(stage) if looks else None
-        wall, cpu = self.journal.pause()
-        step = stage.before + stage.step
-        row = {
-            "stage": stage.name,
-            "step": step,
-            "tokens": self.tokens(step),
-            "loss": round(float(self.group.mean(loss)), 6),
-            "kl": None if kl is None else round(float(self.group.mean(kl)), 6),
-            "valid_kl": None if valid is None else round(valid, 6),
-            "lr": stage.optimizer.param_groups[-1]["lr"],
-            "grad_norm": round(float(norm), 6),
-            "tokens_per_s": round(self.tokens(step) / wall, 1),
-            "wall_s": round(wall, 3),
-            "cpu_s": round(cpu, 3),
+    def _log_point(self, phase: Phase, loss: Tensor, kl: Tensor | None, norm: Tensor) -> None:
+        valid = None
+        if phase.step % self.params.valid_every == 0 or phase.is_over:
+            valid = self.valid_kl()
+            if self.params.patience is not None:
+                phase.keep_best(valid)
+        wall, cpu = self.log.pause()
+        step = phase.total_step
+        row = HistoryRow(
+            phase=phase.name,
+            step=step,
+            tokens=self.tokens(step),
+            loss=round(float(self.group.mean(loss)), 6),
+            kl=None if kl is None else round(float(self.group.mean(kl)), 6),
+            valid_kl=None if valid is None else round(valid, 6),
+            lr=phase.optimizer.param_groups[-1]["lr"],
+            grad_norm=round(float(norm), 6),
+            tokens_per_s=round(self.tokens(step) / wall, 1),
+            wall_s=round(wall, 3),
+            cpu_s=round(cpu, 3),
             **memory_in_use(self.device),
-        }
-        self.journal.history.append(row)
-        self.journal.coefficients += coefficient_rows(mechanisms_of(self.student), step)
-        self.progress(step, self.steps, row)
+        )
+        self.log.history.append(row)
+        self.log.coefficients += coefficient_rows(mechanisms_of(self.student), step)
+        self.progress(step, self.plan.steps, row)
 
-    def _look(self, stage: Stage) -> float:
-        """The validation KL; where the best is to be kept, it is kept here."""
-        valid = self.valid_kl()
-        if self.params.patience is not None:
-            stage.since += 1
-            if stage.best is None or valid < stage.best[0]:
-                kept = {name: t.detach().clone() for name, t in stage.trainable.named().items()}
-                stage.best, stage.since = (valid, kept), 0
-        return valid
-
-    def _finish(self, stage: Stage) -> None:
-        """Put the best parameters back where they were kept, end the stage and write its row."""
-        seconds = self.journal.pause()[0] - sum(s["seconds"] for s in self.journal.stages)
-        if stage.best is not None:
-            with torch.no_grad():
-                for name, parameter in stage.trainable.named().items():
-                    parameter.copy_(stage.best[1][name])
-        stage.objective.end()
-        row = {
-            "stage": stage.name,
-            "steps": stage.step,
-            "tokens": self.tokens(stage.step),
-            "lr": stage.params.lr,
-            "mechanism_lr": stage.params.mechanism_lr or stage.params.lr,
-            "train": stage.params.train,
-            "trained_parameters": sum(t.numel() for t in stage.trainable.parameters()),
-            "seconds": round(seconds, 3),
-            "flops": self.journal.flops[stage.name] * stage.step,
-            "kl_end": self.journal.history[-1]["valid_kl"] if stage.best is None else round(stage.best[0], 6),
-        }
-        self.journal.stages.append(row)
+    def _finish(self, phase: Phase) -> None:
+        """Put the best parameters back where they were kept, end the phase and write its row."""
+        seconds = self.log.pause()[0] - sum(row.seconds for row in self.log.phases)
+        phase.restore_best()
+        phase.objective.end()
+        kl_end = self.log.history[-1].valid_kl if phase.best is None else round(phase.best[0], 6)
+        assert kl_end is not None, "the last step of a phase is a look at the validation KL"
+        row = PhaseRow(
+            phase=phase.name,
+            steps=phase.step,
+            tokens=self.tokens(phase.step),
+            lr=phase.params.lr,
+            mechanism_lr=phase.params.mechanism_lr or phase.params.lr,
+            train=phase.params.train,
+            trained_parameters=sum(t.numel() for t in phase.trainable.parameters()),
+            seconds=round(seconds, 3),
+            flops=self.log.flops[phase.name] * phase.step,
+            kl_end=kl_end,
+        )
+        self.log.phases.append(row)
         self.group.wait()
 
-    def _save(self, stage: Stage) -> None:
-        if self.checkpoint is None or not self.group.main:
-            return
-        self.checkpoint.save(
-            {
-                "stage": stage.name,
-                "before": stage.before,
-                "step": stage.step,
-                "kept": self.kept,
-                "best": stage.best,
-                "since": stage.since,
-                "student": changed_weights(self.student, self.material.teacher),
-                "optimizer": stage.optimizer.state_dict(),
-                "journal": self.journal.state(),
-            }
-        )
+    def _save(self, phase: Phase) -> None:
+        if self.checkpoint is not None and self.group.main:
+            save_run(self.checkpoint, state_of(phase, self.dataset.teacher, self.kept, self.log))
 
 
 def refuse_leaks(student: Any) -> None:

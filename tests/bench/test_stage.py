@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from attnopt import mechanisms
 from attnopt.core.files import read_json, write_json
+from attnopt.records.distill import StudentCard
 from attnopt.student import files as delta
 from attnopt.student.build import build_student
 from attnopt.teacher import model as teacher
@@ -43,9 +44,19 @@ def project(tmp_path, monkeypatch) -> Path:
     model, _ = teacher.load_teacher(settings.teacher)
     variant = settings.variant("narrow")
     student = build_student(model, variant.swap, seed=3)
-    about = {"kind": "window", "options": variant.options.model_dump(), "layers": None}
-    about["teacher"] = TeacherParams(source="path", path="teacher").model_dump()
-    delta.save_student(Path("models/narrow/3"), student, model, about)
+    card = StudentCard(
+        variant="narrow",
+        kind="window",
+        control=None,
+        options=variant.options.model_dump(),
+        layers=None,
+        start="teacher",
+        seed=3,
+        teacher=TeacherParams(source="path", path="teacher").model_dump(),
+        fingerprint=teacher.teacher_fingerprint(model),
+        key="",
+    )
+    delta.save_student(Path("models/narrow/3"), student, model, card)
     write_json("data/teacher/manifest.json", {"config": teacher.describe_teacher(model)})
     return tmp_path
 

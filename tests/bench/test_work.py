@@ -11,9 +11,9 @@ from attnopt.bench.model_runner import ModelRunner, extend_positions, position_t
 from attnopt.bench.operation_runner import OperationRunner
 from attnopt.bench.params import BenchParams
 from attnopt.bench.subjects import Operation, Setting, Work, dtype_of
-from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Geometry
 from attnopt.student.attach import attach
+from attnopt.student.swap import Swap
 
 SETTING = Setting(batch=2, decode_tokens=3, dtype=torch.float32, device=torch.device("cpu"))
 GEOMETRY = Geometry(heads=4, kv_heads=2, head_dim=8, hidden=32, scaling=8**-0.5)
@@ -31,8 +31,7 @@ def llama() -> LlamaForCausalLM:
 
 
 def swapped() -> GPT2LMHeadModel:
-    softmax = load_mechanism("softmax")
-    return attach(gpt2(), softmax, softmax.Options())
+    return attach(gpt2(), Swap("softmax"))
 
 
 @pytest.mark.parametrize("make", [gpt2, swapped, llama])

@@ -18,6 +18,7 @@ from attnopt.bench.subjects import Runner, Setting, Work
 from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, State
 from attnopt.student.attach import attach
+from attnopt.student.swap import Swap
 
 MIB = 2**20
 
@@ -95,8 +96,7 @@ class TinyGPT2:
         model = GPT2LMHeadModel(config)
         model.set_attn_implementation("sdpa")
         if self.kind:
-            cls = load_mechanism(self.kind)
-            attach(model, cls, cls.Options())
+            attach(model, Swap(self.kind))
         return ModelRunner(model, setting)
 
 

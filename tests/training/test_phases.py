@@ -1,4 +1,4 @@
-"""The stages: each lowers what it says it minimises, moves only what it may, and leaves a plain student."""
+"""The phases: each lowers what it says it minimises, moves only what it may, and leaves a plain student."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,11 @@ from attnopt.core.errors import UserError
 from attnopt.mechanisms.base import Inputs
 from attnopt.student import build as student
 from attnopt.student.attach import mechanisms_of
+from attnopt.student.calls import attention_weights
 from attnopt.student.layers import attention_layers
 from attnopt.targets.dataset import load_dataset
-from attnopt.training import phases as objectives
+from attnopt.training.params import PhaseName
+from attnopt.training.phases import PHASES, Objective
 
 NOTHING = {"steps": 0}
 
@@ -34,13 +36,13 @@ def record(variant: str) -> dict:
     return json.loads(Path(f"results/distill/{variant}/0/record.json").read_text())
 
 
-def objective(name: str, variant: str = "hedgehog") -> tuple[objectives.Objective, torch.Tensor]:
+def objective(name: PhaseName, variant: str = "hedgehog") -> tuple[Objective, torch.Tensor]:
     settings = params.load_settings()
     loaded, _ = load_dataset(settings.teacher)
     chosen = settings.variant(variant)
     built = student.build_student(loaded.teacher, chosen.swap, 0)
     ids = torch.from_numpy(loaded.blocks["train"][:2].astype("int64"))
-    return objectives.OBJECTIVES[name](built, loaded, chosen, torch.float32), ids
+    return PHASES[name](built, loaded, chosen, chosen.runs()[0], torch.float32), ids
 
 
 @pytest.mark.parametrize("name", ["transfer", "align"])
@@ -54,7 +56,7 @@ def test_an_unchanged_softmax_student_has_nothing_to_match(prepared: Workspace, 
 def test_transfer_feeds_every_layer_the_teachers_own_inputs(prepared: Workspace) -> None:
     """Against the obvious way: layer by layer, from the teacher's hidden states."""
     transfer, ids = objective("transfer")
-    teacher = transfer.material.teacher
+    teacher = transfer.dataset.teacher
     hidden = teacher.base_model(input_ids=ids, output_hidden_states=True).hidden_states
     errors = []
     for layer, block, x in zip(attention_layers(transfer.student), teacher.transformer.h, hidden[:-1], strict=True):
@@ -83,7 +85,7 @@ def test_attention_weights_are_those_that_give_the_output(prepared: Workspace) -
     g = mechanism.geometry
     q, k, v = (torch.randn(2, g.heads, 9, g.head_dim) for _ in range(3))
     expected = mechanism(Inputs(q, k, v), keeps_state=False)[0]
-    with objectives.attention_weights(mechanism) as weights:
+    with attention_weights(mechanism) as weights:
         out, _ = mechanism(Inputs(q, k, v), keeps_state=False)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(weights[0] @ v, expected, rtol=1e-4, atol=1e-5)
@@ -104,29 +106,29 @@ def test_weights_are_refused_where_there_are_none(prepared: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "settings"),
+    ("phase", "settings"),
     [("transfer", {"loss": "outputs"}), ("transfer", {"loss": "both"}), ("align", {}), ("lora", {})],
 )
-def test_a_stage_lowers_its_loss_and_the_kl(prepared: Workspace, stage: str, settings: dict) -> None:
-    prepared.set(**{stage: {"steps": 60, "lr": 0.01} | settings})
+def test_a_phase_lowers_its_loss_and_the_kl(prepared: Workspace, phase: str, settings: dict) -> None:
+    prepared.set(**{phase: {"steps": 60, "lr": 0.01} | settings})
     prepared.run("distill hedgehog")
     found = record("hedgehog")
     history = pd.read_csv("results/distill/hedgehog/0/history.csv")
-    assert [s["stage"] for s in found["stages"]] == [stage]
+    assert [p["phase"] for p in found["phases"]] == [phase]
     assert history.loss.iloc[-1] < 0.9 * history.loss.iloc[0]
     assert found["kl_end"] < found["kl_start"]
-    assert found["stages"][0]["flops"] > 0
+    assert found["phases"][0]["flops"] > 0
 
 
-def test_stages_follow_each_other_and_their_steps_run_on(prepared: Workspace) -> None:
+def test_phases_follow_each_other_and_their_steps_run_on(prepared: Workspace) -> None:
     prepared.set(transfer={"steps": 4, "warmup": 1}, align={"steps": 4, "warmup": 1}, lora={"steps": 4, "warmup": 1})
     prepared.set(distill={"steps": 6})
     prepared.run("distill hedgehog")
     history = pd.read_csv("results/distill/hedgehog/0/history.csv")
-    assert history.stage.drop_duplicates().tolist() == ["transfer", "align", "distill", "lora"]
-    assert history.groupby("stage", sort=False).step.max().tolist() == [4, 8, 14, 18]
-    assert history[history.stage == "transfer"].kl.isna().all()
-    assert sum(s["steps"] for s in record("hedgehog")["stages"]) == record("hedgehog")["budget"]["steps"] == 18
+    assert history.phase.drop_duplicates().tolist() == ["transfer", "align", "distill", "lora"]
+    assert history.groupby("phase", sort=False).step.max().tolist() == [4, 8, 14, 18]
+    assert history[history.phase == "transfer"].kl.isna().all()
+    assert sum(p["steps"] for p in record("hedgehog")["phases"]) == record("hedgehog")["budget"]["steps"] == 18
 
 
 def test_adapters_are_merged_and_gone(prepared: Workspace) -> None:

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from attnopt import settings as params
 from attnopt.core.checkpoint import Checkpoint, key_of
 from attnopt.core.errors import RunError, UserError
+from attnopt.records.distill import HistoryRow
 from attnopt.targets.dataset import load_dataset
-from attnopt.training import log as journal
 from attnopt.training import schedule
 from attnopt.training import trainer as distill
+from attnopt.training.resume import Phase
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_training_lowers_the_held_out_kl(prepared: Workspace) -> None:
     found = record("none")
     assert found["kl_end"] < 0.8 * found["kl_start"]
     history = pd.read_csv("results/distill/none/0/history.csv")
-    assert list(history.columns) == list(journal.HISTORY)
+    assert list(history.columns) == list(HistoryRow.model_fields)
     assert history.step.tolist()[-1] == 60
     assert history.valid_kl.dropna().iloc[-1] == pytest.approx(found["kl_end"], abs=1e-5)
 
@@ -90,9 +91,9 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
 def test_nan_stops_with_step_variant_and_last_checkpoint(prepared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     step = distill.Trainer.update
 
-    def poisoned(self: distill.Trainer, stage: distill.Stage, parts: list) -> tuple:
-        loss, kl, norm = step(self, stage, parts)
-        return (loss * float("nan") if stage.step == 7 else loss), kl, norm
+    def poisoned(self: distill.Trainer, phase: Phase, parts: list) -> tuple:
+        loss, kl, norm = step(self, phase, parts)
+        return (loss * float("nan") if phase.step == 7 else loss), kl, norm
 
     monkeypatch.setattr(distill.Trainer, "update", poisoned)
     with pytest.raises(RunError, match=r"none, seed 0: the loss is nan .* at step 8; last good checkpoint: step 6 \("):
@@ -201,5 +202,5 @@ def _stop(step: int, *_: object) -> None:
 
 def test_no_student_is_kept_within_lora(prepared: Workspace) -> None:
     prepared.set(distill={"steps": 10, "keep": [0.5, 0.9]}, lora={"steps": 10})
-    with pytest.raises(UserError, match=r"none: distill\.keep: 0\.9 of 20 steps lies within the stage lora"):
+    with pytest.raises(UserError, match=r"none: distill\.keep: 0\.9 of 20 steps lies within the phase lora"):
         prepared.run("distill none")

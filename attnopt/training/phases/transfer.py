@@ -1,0 +1,75 @@
+"""Attention transfer: every layer learns to give the teacher's output on the teacher's own inputs.
+
+All layers learn in one pass, each from its own error alone (LoLCATs, https://arxiv.org/abs/2410.10254).
+"""
+
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from attnopt.core.errors import UserError
+from attnopt.mechanisms.base import Inputs
+from attnopt.ops.tensors import repeat_heads, wide
+from attnopt.student.attach import mechanisms_of
+from attnopt.student.build import softmax_copy
+from attnopt.student.calls import attention_weights, layer_calls
+from attnopt.student.layers import attention_layers
+from attnopt.targets.targets import Targets
+from attnopt.training.params import PhaseName
+from attnopt.training.phases.base import Loss, Objective, relative_error
+
+
+class Transfer(Objective):
+    """Mean over layers of the relative error of their outputs, or of the KL of their attention weights, or both summed.
+
+    Raises: UserError where weights are to be matched and the mechanism has none.
+    """
+
+    name: ClassVar[PhaseName] = "transfer"
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        wanted = self.variant.transfer.loss
+        self.outputs, self.weights = wanted in ("outputs", "both"), wanted in ("weights", "both")
+        if self.weights and not all(m.dense_weights for m in mechanisms_of(self.student)):
+            raise UserError(
+                f"{self.variant.name}.transfer.loss: '{wanted}' needs attention weights on every "
+                f"token before, and {self.variant.kind} has none; allowed: outputs"
+            )
+
+    @cached_property
+    def teacher(self) -> Any:
+        """A softmax copy where q and k are to be seen as they enter the attention; the teacher itself is faster."""
+        return softmax_copy(self.dataset.teacher) if self.weights else self.dataset.teacher
+
+    def loss(self, ids: Tensor, targets: Targets | None) -> Loss:
+        layers: list[Any] = attention_layers(self.student)
+        losses = []
+        for layer, call in zip(layers, layer_calls(self.teacher, ids), strict=True):
+            with ExitStack() as watched:
+                weights = watched.enter_context(attention_weights(layer.mechanism)) if self.weights else []
+                ours = layer(*call.args, **call.kwargs)[0]
+            if self.outputs:
+                losses.append(relative_error(ours, call.output))
+            if self.weights:
+                losses.append(weights_kl(weights[0], call.inputs, layer.mechanism.geometry.scaling))
+        return torch.stack(losses).sum() / len(layers), None
+
+
+def weights_kl(weights: Tensor, theirs: Inputs | None, scaling: float) -> Tensor:
+    """KL(teacher's attention weights || student's), a mean over rows; one nat of it is one of cross-entropy.
+
+    Args:
+        weights: the student's, (B, H, T, T). theirs: q and k as they enter the teacher's attention.
+    """
+    assert theirs is not None
+    q, k = wide(theirs.q, theirs.k)
+    with torch.no_grad():
+        scores = q @ repeat_heads(k, q.shape[1]).mT * scaling
+        future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+        log_p = scores.masked_fill(future, -torch.inf).log_softmax(-1).masked_fill(future, 0)
+        p = log_p.exp().masked_fill(future, 0)
+    return (p * (log_p - weights.clamp(min=1e-9).log())).sum(-1).mean()
