@@ -77,7 +77,7 @@ def bench(
     if (variant is None) == (mechanism is None):
         raise UserError("bench takes either a variant's name or --mechanism")
     if mechanism is not None:
-        from attnopt.bench.latency import bench_operation
+        from attnopt.bench.plan import bench_operation
 
         print(bench_operation(mechanism, length or [1024, 4096]))
     else:
