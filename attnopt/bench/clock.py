@@ -18,7 +18,13 @@ _MMAP_MAX, _TRIM_THRESHOLD = -4, -1
 
 
 class Limits(NamedTuple):
-    """When the rounds end."""
+    """When the rounds end.
+
+    Attributes:
+        min_iterations: rounds that are wanted.
+        min_seconds: that they go on at least, all samplers together.
+        max_seconds: that one sampler may cost.
+    """
 
     min_iterations: int
     min_seconds: float
@@ -26,6 +32,8 @@ class Limits(NamedTuple):
 
 
 class Quartiles(NamedTuple):
+    """Of samples, in the samples' unit."""
+
     q1: float
     median: float
     q3: float
@@ -53,7 +61,7 @@ def quartiles(samples: Sequence[float]) -> Quartiles:
 
 
 def seconds(run: Callable[[Any], object], given: Any = None, cuda: bool = False) -> float:
-    """Time of one `run(given)`: wall time, or with `cuda` the time between two events on the current stream."""
+    """Seconds that one `run(given)` takes: wall time, or with `cuda` the time between two events on the stream."""
     if cuda:
         import torch
 
@@ -74,6 +82,13 @@ def interleave(samplers: Mapping[str, Callable[[], float]], limits: Limits, seed
     They end when `min_iterations` rounds are done and `min_seconds` have passed, or `ENOUGH` rounds are done. A
     sampler whose samples have cost more than `max_seconds` drops out with those it has, which may be fewer than
     `min_iterations`.
+
+        quick, slow = interleave({"quick": f, "slow": g}, Limits(10, 0.2, 20.0)).values()
+
+    Args:
+        samplers: by name, a function that takes one sample and returns it, in seconds.
+        seed: of the rounds' orders.
+    Returns: all samples by name, in the order of the rounds.
     """
     order = random.Random(seed)
     samples: dict[str, list[float]] = {name: [] for name in samplers}

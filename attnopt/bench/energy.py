@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from attnopt.bench.fresh_process import Stopped, in_fresh_process
-from attnopt.bench.params import BenchParams, Phase
-from attnopt.bench.subjects import Setting, Subject, Work, settle_process
+from attnopt.bench.params import BenchParams
+from attnopt.bench.work import Setting, Subject, Work, settle_process
 from attnopt.core.errors import UserError
+from attnopt.records.bench import Phase
 
 POWERCAP = Path("/sys/class/powercap")
 LEAST_SECONDS = 1.0
 """The counters move up to 100 ms late, so runs are repeated for at least this long."""
 Meter = Callable[[], float]
+"""Joules counted so far, from any start; two calls tell what was taken between them."""
 
 
 class Rapl:
@@ -75,21 +77,21 @@ def measure_energy(subject: Subject, phase: Phase, length: int, params: BenchPar
     Raises: UserError where the platform does not tell it.
     """
     try:
-        return next(
-            in_fresh_process(_energy, subject, phase, length, params, patience=lambda _: 4 * params.max_seconds)
-        )
+        with in_fresh_process(_energy, subject, phase, length, params) as process:
+            return process.receive(within=4 * params.max_seconds)
     except Stopped:
         return None
 
 
 def _energy(subject: Subject, phase: Phase, length: int, params: BenchParams) -> Iterator[float]:
+    """Runs in the fresh process. Yields the joules."""
     setting = settle_process(params)
     meter = METERS[str(params.energy)]()
     yield joules(subject.load(setting).work(phase, length), meter, setting)
 
 
 def joules(work: Work, meter: Meter, setting: Setting) -> float:
-    """Of one run over its tokens; what the copies of its context took is taken out again."""
+    """Joules of one run divided by its tokens; what the copies of its context took is taken out again."""
     context = work.context()
     work.run(work.copy(context))
     both = _each(lambda: work.run(work.copy(context)), meter, setting)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from attnopt import mechanisms
-from attnopt.bench.params import Phase
-from attnopt.bench.subjects import Setting, Work, weight_bytes
+from attnopt.bench.work import Setting, Work, weight_bytes
 from attnopt.mechanisms.base import State, measured_bytes
+from attnopt.records.bench import Phase
 from attnopt.student.attach import mechanisms_of
 from attnopt.student.layers import attention_layers, describe_layer
 
@@ -17,7 +17,11 @@ POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
 
 
 class ModelRunner:
-    """A Hugging Face causal language model as `generate()` would run it."""
+    """A Hugging Face causal language model, untouched or with a mechanism attached.
+
+    Args:
+        model: is moved to the setting's device and precision, in place.
+    """
 
     def __init__(self, model: Any, setting: Setting):
         self.model = model.to(setting.device, setting.dtype).eval()

@@ -5,13 +5,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnopt.bench.params import Phase
-from attnopt.bench.subjects import Setting, Work, weight_bytes
+from attnopt.bench.work import Setting, Work, weight_bytes
 from attnopt.mechanisms.base import Geometry, Inputs, State, measured_bytes
+from attnopt.records.bench import Phase
+
+
+class Handover:
+    """A decoding state on its way into one run, which takes it out and so becomes its only owner.
+
+    A decoding loop drops a state as soon as the next one has replaced it. Without this, whoever made the state for the
+    run would keep it alive meanwhile, and the run's peak memory would be a state too high.
+    """
+
+    def __init__(self, state: State):
+        self.state = state
+
+    def copy(self) -> "Handover":
+        """For another run; the state's tensors are shared, as a step writes into none of them."""
+        return Handover(self.state)
+
+    def take(self) -> State:
+        """The state, which is no longer held here."""
+        state, self.state = self.state, None
+        return state
 
 
 class OperationRunner:
-    """A mechanism on random inputs; any module with the signature (Inputs, state) -> (out, state) will do."""
+    """A mechanism on random inputs.
+
+    Args:
+        module: a mechanism, or any module with the signature (Inputs, state) -> (out, state); for `declared_bytes` it
+            needs `state_bytes(batch, length, dtype)`, and for the phase train a keyword `keeps_state`.
+        geometry: of the inputs.
+    """
 
     def __init__(self, module: Any, geometry: Geometry, setting: Setting):
         self.module = module.to(setting.device, setting.dtype).eval()
@@ -27,9 +53,15 @@ class OperationRunner:
             x = self.inputs(length)
             return Work(lambda _: self._forward(x))
         new = [self.inputs(1) for _ in range(self.setting.decode_tokens)]
-        return Work(lambda box: self._decode(new, box), lambda: [self._forward(self.inputs(length))], list, len(new))
+        return Work(
+            run=lambda context: self._decode(new, context),
+            context=lambda: Handover(self._forward(self.inputs(length))),
+            copy=Handover.copy,
+            tokens=len(new),
+        )
 
     def inputs(self, length: int, grad: bool = False) -> Inputs:
+        """Random q (B, H, T, D), k and v (B, G, T, D) and hidden (B, T, C); with `grad`, q, k and v take gradients."""
         g, batch = self.geometry, self.setting.batch
 
         def random(*shape: int, grad: bool = False) -> Tensor:
@@ -42,9 +74,8 @@ class OperationRunner:
     def _forward(self, x: Inputs, state: State = None) -> State:
         return self.module(x, state)[1]
 
-    def _decode(self, tokens: list[Inputs], box: list[State]) -> State:
-        """Takes the state out of its box, so that it is released once it is replaced, as in a decoding loop."""
-        state = box.pop()
+    def _decode(self, tokens: list[Inputs], context: Handover) -> State:
+        state = context.take()
         for x in tokens:
             state = self._forward(x, state)
         return state
@@ -53,8 +84,8 @@ class OperationRunner:
         out, _ = self.module(x, keeps_state=False)
         return torch.autograd.grad(out, leaves, out.detach(), allow_unused=True) if out.requires_grad else None
 
-    def state_bytes(self, left: State) -> int:
-        return measured_bytes(left)
+    def state_bytes(self, left: State | Handover) -> int:
+        return measured_bytes(left.state if isinstance(left, Handover) else left)
 
     def declared_bytes(self, length: int) -> int:
         return self.module.state_bytes(self.setting.batch, length, self.setting.dtype)

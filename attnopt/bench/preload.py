@@ -7,10 +7,7 @@ import importlib
 from attnopt import mechanisms
 
 for name in (
-    "attnopt.bench.latency",
-    "attnopt.bench.model_runner",
-    "attnopt.bench.operation_runner",
-    "attnopt.student.files",
+    "attnopt.bench.plan",
     "transformers.convert_slow_tokenizer",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",

@@ -13,29 +13,38 @@ import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 SAMPLING_SECONDS = 0.0005
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_HIGH_WATER_MARK = "5"
+"""Written to clear_refs; see proc(5)."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _SMALL = 64 * 1024
 T = TypeVar("T")
 
 
+@dataclass
 class Peak:
-    """Filled in when the `high_water` block ends.
+    """What `high_water` found; filled in when its block ends.
 
     Attributes:
-        reserved: on a GPU, what the allocator took from the driver beyond what it held at the block's start.
+        bytes: the most held at any moment of the block, what was held before it included.
+        reserved: bytes that a GPU's allocator took from the driver beyond what it held at the block's start; None on a
+            CPU.
     """
 
-    bytes = 0
+    bytes: int = 0
     reserved: int | None = None
 
 
 def return_freed_memory() -> None:
-    """Make glibc give freed tensors back to the system at once, so that the resident set is what is alive."""
+    """Make glibc give freed tensors back to the system at once, so that the resident set is what is alive.
+
+    Without effect under another allocator. Call it early: memory that was allocated before may stay.
+    """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _SMALL)
@@ -43,7 +52,7 @@ def return_freed_memory() -> None:
 
 
 def resting(cuda: bool = False) -> int:
-    """Bytes held now, after collecting garbage."""
+    """Bytes that this process holds now, after collecting garbage; with `cuda` those of torch's current GPU."""
     gc.collect()
     if cuda:
         import torch
@@ -52,12 +61,20 @@ def resting(cuda: bool = False) -> int:
         return torch.cuda.memory_allocated()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    return _resident() if _can_reset() else _sampled_resident()
+    return _resident() if _has_high_water_mark() else _sampled_resident()
 
 
 @contextlib.contextmanager
 def high_water(cuda: bool = False) -> Iterator[Peak]:
-    """The most bytes held at any moment of the block; compare with `resting` before it."""
+    """The most bytes that this process, or with `cuda` torch's current GPU, holds at any moment of the block.
+
+        before = resting()
+        with high_water() as peak:
+            run()
+        print(peak.bytes - before)
+
+    A GPU's count includes what it still had to do when the block ended.
+    """
     peak = Peak()
     if cuda:
         import torch
@@ -68,8 +85,8 @@ def high_water(cuda: bool = False) -> Iterator[Peak]:
         torch.cuda.synchronize()
         peak.bytes = torch.cuda.max_memory_allocated()
         peak.reserved = torch.cuda.max_memory_reserved() - before
-    elif _can_reset():
-        _CLEAR.write_text("5")
+    elif _has_high_water_mark():
+        _CLEAR.write_text(_RESET_HIGH_WATER_MARK)
         yield peak
         status = _status()
         peak.bytes = status["VmHWM"] - status["RssFile"]
@@ -79,11 +96,10 @@ def high_water(cuda: bool = False) -> Iterator[Peak]:
 
 
 @functools.cache
-def _can_reset() -> bool:
-    """Whether the kernel has a high-water mark that can be set back."""
+def _has_high_water_mark() -> bool:
+    """Whether the kernel has a high-water mark that this process may set back; it is left as it is."""
     try:
-        _CLEAR.write_text("5")
-        return {"VmHWM", "VmRSS", "RssFile"} <= _status().keys()
+        return os.access(_CLEAR, os.W_OK) and {"VmHWM", "VmRSS", "RssFile"} <= _status().keys()
     except OSError:
         return False
 
@@ -112,7 +128,13 @@ def _sampling(peak: Peak) -> Iterator[None]:
 
 
 class Watcher:
-    """The most that `held` said while the block ran, asked every half millisecond by a thread; it may miss a peak."""
+    """A thread that asks every half millisecond how much is held, while a block runs; it may miss a peak.
+
+    Args:
+        held: tells the bytes held now.
+    Attributes:
+        bytes: the most that `held` told.
+    """
 
     def __init__(self, held: Callable[[], int]):
         self.bytes = 0
@@ -135,11 +157,11 @@ class Watcher:
 
 
 def resident_of(pid: int) -> int:
-    """Resident memory of another process, without pages of files where the kernel tells them apart; 0 once it ended."""
+    """Bytes resident of another process, without pages of files where the kernel tells them apart; 0 once it ended."""
     import psutil
 
     try:
-        return _anonymous(pid) if _can_reset() else psutil.Process(pid).memory_info().rss
+        return _anonymous(pid) if _has_high_water_mark() else psutil.Process(pid).memory_info().rss
     except (OSError, psutil.NoSuchProcess):
         return 0
 
@@ -150,9 +172,10 @@ def _anonymous(pid: int) -> int:
 
 
 def allocated(run: Callable[[], T]) -> tuple[T, int, int]:
-    """What `run` returns, the most bytes torch's CPU allocator had handed out meanwhile, and those out at its end.
+    """What torch's CPU allocator hands out while `run` runs; memory that libraries take for themselves is not in it.
 
-    Memory that libraries take for themselves is not in it. Both counts start from 0.
+    Returns: what `run` returned, the most bytes that were out at once, and those still out at its end. Both counts
+    start from 0.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from torch.autograd.profiler import profile

@@ -8,14 +8,18 @@ from attnopt.records.base import Control, Environment, Record, Row
 
 Level = Literal["model", "operation"]
 Phase = Literal["prefill", "decode", "train"]
-Subject = Literal["variant", "softmax"]
 Outcome = Literal["ok", "out-of-memory", "over-time"]
+Unit = Literal["ms", "ms/token"]
 
 
 class Measurement(Row):
-    """One subject in one phase at one length; times in `unit`, None where nothing could be measured.
+    """One subject in one phase at one length; None where nothing could be measured.
 
     Attributes:
+        level: "model" for whole models, "operation" for one layer's attention alone.
+        length: of the context, in tokens. batch: sequences side by side.
+        subject: "variant" or "softmax", the baseline that was measured in the same rounds.
+        samples, median, q1, q3: times of single runs and their quartiles, in `unit`.
         peak_mib: most memory held at any moment of the phase, above the loaded subject and its inputs: the kernel's
             high-water mark of the resident set on a CPU, the allocator's on a GPU.
         peak_sampled_mib: the same, sampled from another process, which may miss the top; None on a GPU.
@@ -25,6 +29,9 @@ class Measurement(Row):
         weight_bytes: of the subject's parameters and buffers.
         joules: of one run, or one token where it decodes, idle power included; None unless bench.energy is set.
         state_bytes, state_bytes_declared: of the whole batch after `length` tokens; None in phase train.
+        synthetic_positions: whether the phase needed more positions than the model has; only its cost means anything.
+        outcome: "ok", or why time or memory could not be measured to the end; what was found before is kept.
+        noisy: whether the spread of the samples stayed above `bench.max_spread` when they were taken again.
     """
 
     level: Level
@@ -32,7 +39,7 @@ class Measurement(Row):
     length: int
     batch: int
     subject: str
-    unit: Literal["ms", "ms/token"]
+    unit: Unit
     samples: list[float] = Field(default=[])
     median: float | None = None
     q1: float | None = None
@@ -52,8 +59,11 @@ class Measurement(Row):
 
 
 class BenchEnvironment(Environment):
-    """Attributes:
-    load_before: processes that wanted a core in the minute before the bench.
+    """The machine, and what of it the bench used.
+
+    Attributes:
+        dtype: of weights and activations.
+        load_before: processes that wanted a core in the minute before the bench.
     """
 
     dtype: str
@@ -61,9 +71,12 @@ class BenchEnvironment(Environment):
 
 
 class BenchRecord(Record):
-    """Attributes:
-    machine: the name that `bench.machine` gives what the environment cannot tell.
-    key: digest of all that the record is a function of, the hardware included.
+    """One variant's bench.
+
+    Attributes:
+        control: "leaks" for a mechanism that sees the future.
+        key: digest of all that the record is a function of, the hardware included.
+        machine: the name that `bench.machine` gives what the environment cannot tell.
     """
 
     stage: ClassVar[str] = "bench"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from attnopt.bench.tables import Measurement
+from attnopt.records.bench import Measurement
 
 MIB, GIB = 2**20, 2**30
 ROUNDING = 1e-6
