@@ -1,35 +1,29 @@
-"""results/bench/NAME: what one variant costs against context length, beside the untouched teacher in the same run."""
+"""results/bench: what the variants cost against context length, beside the untouched teacher in the same run."""
 
 import os
-from functools import partial
 
 from attnopt.bench.fresh_process import start_server
-from attnopt.core.files import read_json, sha256, written_aside
+from attnopt.bench.params import BenchParams
 from attnopt.core.machine import machine_fingerprint
-from attnopt.core.paths import MODELS, RESULTS, TEACHER
-from attnopt.core.progress import progress_bar
+from attnopt.core.paths import TEACHER
+from attnopt.student.jobs import jobs_to_do
+from attnopt.teacher.params import TeacherParams
 
 
-def run(name: str) -> None:
-    load_before = os.getloadavg()[0]
-    start_server()
+def run(
+    variants: dict[str, str],
+    teacher: TeacherParams,
+    bench: BenchParams,
+    only: str | None = None,
+    again: bool = False,
+) -> None:
+    """All variants without a record that holds, or one; the first seed's student of each."""
+    load_before, hardware = os.getloadavg()[0], machine_fingerprint()
+    inputs = (bench, teacher, hardware, TEACHER / "manifest.json")
+    jobs = jobs_to_do("bench", variants, only, again, *inputs, per_seed=False)
+    if not jobs:
+        return
+    start_server()  # imports in the background what this process imports next, so that both take the time of one
+    from attnopt.bench.run import bench_variants
 
-    from attnopt.bench.plan import plans_of, run_bench
-    from attnopt.bench.tables import bench_record
-    from attnopt.core.checkpoint import key_of
-    from attnopt.mechanisms import load_mechanism
-    from attnopt.records.teacher import TeacherManifest
-    from attnopt.settings import load_settings
-
-    settings = load_settings()
-    variant = settings.variant(name)
-    student = MODELS / name / str(variant.seeds[0])
-    manifest = TeacherManifest.model_validate(read_json(TEACHER / "manifest.json"))
-    plans = plans_of(student, variant.swap, manifest, settings.teacher, settings.bench)
-    found = run_bench(plans, settings.bench, progress=partial(progress_bar, name=f"bench {name}", unit="length"))
-    control = load_mechanism(variant.kind).control
-    weights = sha256(student / "student.json", student / "weights.safetensors")
-    key = key_of("bench", settings.teacher, settings.bench, machine_fingerprint(), weights)
-    with written_aside(RESULTS / "bench" / name) as aside:
-        aside.mkdir()
-        bench_record(name, variant.kind, control, settings.bench, load_before, found, key).write(aside / "record.json")
+    bench_variants(jobs, teacher, bench, hardware, load_before)

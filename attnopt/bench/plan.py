@@ -19,8 +19,8 @@ from attnopt.core.errors import UserError
 from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Geometry
 from attnopt.records.bench import Level, Measurement, Outcome, Phase
+from attnopt.records.distill import StudentCard
 from attnopt.records.teacher import TeacherManifest
-from attnopt.student.swap import Swap
 from attnopt.teacher.params import TeacherParams
 
 GPT2 = Geometry(heads=12, kv_heads=12, head_dim=64, hidden=768, scaling=64**-0.5)
@@ -64,13 +64,12 @@ class Cell(NamedTuple):
 
 
 def plans_of(
-    student: Path, swap: Swap, manifest: TeacherManifest, teacher: TeacherParams, params: BenchParams
+    student: Path, card: StudentCard, manifest: TeacherManifest, teacher: TeacherParams, params: BenchParams
 ) -> list[Plan]:
     """What is measured of a variant: its student beside the teacher, and its mechanism alone beside SDPA.
 
     Args:
-        student: folder of the distilled student.
-        swap: what replaced softmax in it.
+        student: folder of the distilled student. card: what stands in its student.json.
         manifest: of the teacher, for the geometry of its attention.
         teacher: the section that the teacher is loaded by.
     """
@@ -82,7 +81,7 @@ def plans_of(
         hidden=shape.hidden,
         scaling=shape.head_dim**-0.5,
     )
-    own = Operation(swap.kind, geometry, swap.options.model_dump())
+    own = Operation(card.kind, geometry, card.options)
     return [
         Plan("model", [Student(student), Teacher(teacher)], params.lengths),
         Plan("operation", [own, Operation("softmax", geometry, name="softmax")], params.operation_lengths),

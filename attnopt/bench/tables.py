@@ -6,15 +6,14 @@ from attnopt.bench.params import BenchParams
 from attnopt.bench.work import dtype_of
 from attnopt.core.device import resolve_device
 from attnopt.core.machine import environment
-from attnopt.records.base import Control
 from attnopt.records.bench import BenchEnvironment, BenchRecord, Measurement
+from attnopt.records.distill import StudentCard
 
 
 def bench_record(
-    variant: str,
-    kind: str,
-    control: Control | None,
+    card: StudentCard,
     params: BenchParams,
+    hardware: str,
     load_before: float,
     found: Sequence[Measurement],
     key: str,
@@ -22,16 +21,18 @@ def bench_record(
     """The record of one variant, on the machine at hand.
 
     Args:
-        kind, control: of the variant's mechanism.
+        card: of the student that was measured.
+        hardware: the machine in one line.
         load_before: processes that wanted a core in the minute before the bench.
         key: digest of all that the record is a function of.
     """
     return BenchRecord(
-        variant=variant,
-        kind=kind,
-        control=control,
+        variant=card.variant,
+        kind=card.kind,
+        control=card.control,
         key=key,
         machine=params.machine,
+        hardware=hardware,
         environment=_environment(params, load_before),
         measurements=list(found),
     )

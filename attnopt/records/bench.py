@@ -76,7 +76,7 @@ class BenchRecord(Record):
     Attributes:
         control: "leaks" for a mechanism that sees the future.
         key: digest of all that the record is a function of, the hardware included.
-        machine: the name that `bench.machine` gives what the environment cannot tell.
+        machine: the name that `bench.machine` gives what the environment cannot tell. hardware: in one line.
     """
 
     stage: ClassVar[str] = "bench"
@@ -87,5 +87,6 @@ class BenchRecord(Record):
     control: Control | None
     key: str
     machine: str
+    hardware: str
     environment: BenchEnvironment
     measurements: list[Measurement]
