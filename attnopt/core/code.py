@@ -51,11 +51,14 @@ def _imported_names(file: Path) -> Iterator[str]:
 
 
 def _paths_of(name: str) -> Iterator[Path]:
-    """The module or package of a dotted name, with the packages around it; nothing for another project's."""
+    """The module or package of a dotted name, with the packages around it; nothing for another project's.
+
+    The outermost package is left out: it is the library's entry, whose functions import when they are called.
+    """
     parts = name.split(".")
     if parts[0] not in PACKAGES:
         return
-    for depth in range(1, len(parts) + 1):
+    for depth in range(2, len(parts) + 1):
         path = ROOT.joinpath(*parts[:depth])
         yield from (p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file())
 
