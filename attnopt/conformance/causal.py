@@ -81,8 +81,8 @@ def leak(mechanism: Mechanism, length: int = 129) -> str | None:
     generator = torch.Generator().manual_seed(0)
     q, k, v, hidden = (torch.randn(shape, generator=generator).to(like) for shape in shapes)
     cuts = [*range(0, length - 1, 21), length - 2]
-    probed = randomise(copy.deepcopy(mechanism)).eval()
-    for run in (with_state(probed), without_state(probed)):
+    noisy = randomise(copy.deepcopy(mechanism)).eval()
+    for run in (with_state(noisy), without_state(noisy)):
         for finding in future_effects(run, Inputs(q, k, v, hidden), cuts, f"{length} tokens", 1e-3):
             if not finding.passed:
                 return f"mechanism '{mechanism.kind}' leaks the future: {finding.where} by {finding.deviation:.1e}"
