@@ -1,7 +1,7 @@
 """The conformance suite: what every mechanism must hold to, checked on any class that follows the contract.
 
 >>> from attnopt import conformance, mechanisms
->>> results = conformance.check(mechanisms.load("softmax"))
+>>> results = conformance.check(mechanisms.load_mechanism("softmax"))
 """
 
 from attnopt.conformance.causal import leak

@@ -152,7 +152,7 @@ def gradients(value: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
 
 
-def probe(shape: torch.Size, dtype: torch.dtype = torch.float64) -> Tensor:
+def random_weights(shape: torch.Size, dtype: torch.dtype = torch.float64) -> Tensor:
     """Fixed random weights: the sum of output x weights has a gradient that no symmetry cancels."""
     generator = torch.Generator().manual_seed(7)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)

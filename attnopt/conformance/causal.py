@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attnopt.conformance.case import Finding, Findings, gradients, probe, randomise, require_gradients
+from attnopt.conformance.case import Finding, Findings, gradients, random_weights, randomise, require_gradients
 from attnopt.mechanisms import Inputs, Mechanism
 
 
@@ -34,7 +34,7 @@ def _gradients(run: Callable[[Inputs], Tensor], rows: Inputs, future: Tensor, cu
     leaf_inputs, leaves = require_gradients(rows)
     out = run(leaf_inputs)
     last = out.gather(2, cut[:, None, :, None].expand(-1, out.shape[1], -1, out.shape[3]))
-    loss = (last * probe(last.shape, last.dtype).to(last.device)).sum()
+    loss = (last * random_weights(last.shape, last.dtype).to(last.device)).sum()
     for name, grad in zip(leaves, gradients(loss, list(leaves.values())), strict=True):
         yield _largest(grad, future, 1 if name == "hidden" else 2, 0.0, f"{where}: gradient to future {name}")
 
@@ -81,8 +81,8 @@ def leak(mechanism: Mechanism, length: int = 129) -> str | None:
     generator = torch.Generator().manual_seed(0)
     q, k, v, hidden = (torch.randn(shape, generator=generator).to(like) for shape in shapes)
     cuts = [*range(0, length - 1, 21), length - 2]
-    probed = randomise(copy.deepcopy(mechanism)).eval()
-    for run in (with_state(probed), without_state(probed)):
+    noisy = randomise(copy.deepcopy(mechanism)).eval()
+    for run in (with_state(noisy), without_state(noisy)):
         for finding in future_effects(run, Inputs(q, k, v, hidden), cuts, f"{length} tokens", 1e-3):
             if not finding.passed:
                 return f"mechanism '{mechanism.kind}' leaks the future: {finding.where} by {finding.deviation:.1e}"

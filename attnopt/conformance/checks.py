@@ -16,7 +16,7 @@ from attnopt.conformance.case import (
     compare,
     deviation,
     gradients,
-    probe,
+    random_weights,
     require_gradients,
     same_bits,
     snapshot,
@@ -162,7 +162,7 @@ def _out_and_gradients(mechanism: Mechanism, x: Inputs, run: Callable[[Inputs], 
     leaf_inputs, leaves = require_gradients(x)
     named = {**leaves, **dict(mechanism.named_parameters())}
     out = run(leaf_inputs)
-    grads = gradients((out * probe(out.shape)).sum(), list(named.values()))
+    grads = gradients((out * random_weights(out.shape)).sum(), list(named.values()))
     return {"output": out, **{f"gradient of {name}": g for name, g in zip(named, grads, strict=True)}}
 
 
@@ -282,7 +282,7 @@ def parameters(case: Case) -> Findings:
     if not named:
         raise NotApplicable("it has no parameters")
     out, _ = mechanism(x)
-    grads = gradients((out * probe(out.shape)).sum(), list(named.values()))
+    grads = gradients((out * random_weights(out.shape)).sum(), list(named.values()))
     for (name, p), grad in zip(named.items(), grads, strict=True):
         alive = float(grad.abs().max()) > 1e-9 or _influence(mechanism, p, x, out) > 1e-9
         yield Finding(0.0 if alive else 1.0, 0.0, f"{name} dead")

@@ -11,8 +11,8 @@ key's features depend on another key.
 
 Source: Choromanski et al. 2021. Approximated: exp(scaling q . k), by products of F random features whose relative
 variance is about exp(|q' + k'|^2) / F. Start: two changes that softmax does not see make that variance smaller, both
-fitted to the teacher and learnable. All keys are moved by one vector, so that q' + k' is zero in the mean, and dimensions
-of k are scaled up where those of q are scaled down, so that both have the same variance.
+fitted to the teacher and learnable. All keys are moved by one vector, so that q' + k' is zero in the mean, and
+dimensions of k are scaled up where those of q are scaled down, so that both have the same variance.
 """
 
 import torch

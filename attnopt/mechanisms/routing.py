@@ -14,8 +14,8 @@ and those that are no longer among the last m, have no weight.
 
 Start: the scores are the teacher's own, and `fit` sets the maps. mu comes by k-means on the teacher's keys, per
 key/value head; w and b by ridge regression, per query head, of the attention that the teacher gives to the last m
-members of each cluster. (The nearest centroids in the queries' own space, or mu . q, find clusters that get much less of it.)
-Before `fit`, mu and w are random.
+members of each cluster. (The nearest centroids in the queries' own space, or mu . q, find clusters that get much less
+of it.) Before `fit`, mu and w are random.
 
 Work is sub-quadratic: keys are sorted by cluster, so that what a query reads there is one range (`ops/softmax/ranges`).
 """

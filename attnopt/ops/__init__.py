@@ -1,1 +1,1 @@
-"""Kernels that several mechanisms share: plain torch, differentiable, linear in memory; fused twins on a GPU."""
+"""Algorithms on tensors: plain torch, differentiable, linear in memory, some with a fused kernel on a GPU."""

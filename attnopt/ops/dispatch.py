@@ -35,6 +35,7 @@ TOLERANCES = {torch.float32: 1e-2, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 def read_mode(given: str) -> str:
+    """The given value of ATTNOPT_KERNELS. Raises UserError where it is none of MODES."""
     if given not in MODES:
         raise UserError(f"{VARIABLE}: '{given}' is none of {', '.join(MODES)}")
     return given
@@ -47,7 +48,7 @@ ON = MODE == "fused" or (MODE == "auto" and torch.cuda.is_available())
 
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
-    """Within it nothing is fused."""
+    """A context in which no call goes to a fused kernel."""
     global ON
     before, ON = ON, False
     try:
@@ -58,14 +59,18 @@ def eager() -> Iterator[None]:
 
 @dataclass
 class Kernel:
-    """A fused twin of a function of this package.
+    """A function of this package that has a fused kernel beside it.
+
+    Calling it runs the fused kernel, and before the first time on a device in a dtype compares it with the eager path.
 
     Attributes:
         name: how messages call it.
-        module: has `fused`, the twin; `eager`, the function; and `example`, which draws a small input for both from
-            the arguments of a call: the tensors to differentiate by, and the same call with these and a function.
+        module: the module that holds three functions: `fused`; `eager`, with the same arguments and results; and
+            `example`, which makes from the arguments of a call a small case for both. It returns the tensors to
+            differentiate by, and a function that, given `fused` or `eager`, calls it on these tensors.
         needs: packages that must be importable.
         width: the least width of a head that it takes.
+        checked: the devices and dtypes on which it was found to agree with the eager path.
     """
 
     name: str
@@ -75,14 +80,18 @@ class Kernel:
     checked: set[tuple[torch.device, torch.dtype]] = field(default_factory=set)
 
     def lacks(self, device: str) -> str | None:
-        """Why it cannot run on this type of device, or None."""
+        """Why it cannot run on a type of device, such as "cuda" or "cpu"; None where it can."""
         if device != "cuda":
             return f"needs a CUDA device, not {device}"
         missing = [name for name in self.needs if find_spec(name) is None]
         return f"needs {' and '.join(missing)}: pip install 'attnopt[gpu]'" if missing else None
 
     def serves(self, q: Tensor) -> bool:
-        """Whether a call with queries q (B, H, T, *) goes here. Raises UserError where it was asked for and cannot."""
+        """Whether a call with these queries, (B, H, T, *), is to go to the fused kernel.
+
+        Raises:
+            UserError: where ATTNOPT_KERNELS asks for it and it cannot run.
+        """
         if not ON or q.shape[2] == 1 or q.dtype == torch.float64:
             return False
         lack = self.lacks(q.device.type)
@@ -93,6 +102,7 @@ class Kernel:
         return lack is None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the fused kernel. Raises RunError where the first run in this dtype on this device disagrees."""
         module, key = import_module(self.module), (args[0].device, args[0].dtype)
         if key not in self.checked:
             self._check(module, args)
@@ -124,7 +134,7 @@ LINEAR = Kernel("flash-linear-attention", "attnopt.ops.linear.gla", ("fla", "tri
 
 
 def plan(device: str) -> dict[str, str]:
-    """For each operation that has a fused kernel, what runs on this type of device and why."""
+    """What runs on a type of device, by operation: the fused kernel's name, or "eager" with the reason."""
     rows = {}
     for operation, kernel in (("band attention", BAND), ("linear attention", LINEAR)):
         lack = VARIABLE if MODE == "eager" else kernel.lacks(device)
@@ -136,14 +146,14 @@ Call = Callable[[Callable[..., Any]], tuple[Tensor, ...]]
 
 
 def _with_gradients(function: Callable[..., Any], leaves: list[Tensor], call: Call) -> list[Tensor]:
-    """What a call gives, and the gradients of a fixed sum of it."""
+    """The results of a call, and the gradients of a fixed weighted sum of them by the leaves."""
     results = call(function)
     slopes = [torch.linspace(-1, 1, t.numel(), device=t.device, dtype=t.dtype).view_as(t) for t in results]
     return [*results, *torch.autograd.grad(results, leaves, slopes)]
 
 
 def _deviation(got: Tensor, expected: Tensor) -> float:
-    """|got - expected| / |expected|, infinite where that is no number."""
+    """|got - expected| / |expected| in Euclidean norms; infinite where that is not a number."""
     got, expected = got.detach().double(), expected.detach().double()
     ratio = float((got - expected).norm() / expected.norm())
     return ratio if ratio == ratio else float("inf")

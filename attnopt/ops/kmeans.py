@@ -1,13 +1,21 @@
-"""k-means, as plain as it is: a pure function of the points."""
+"""k-means by Lloyd's algorithm: a function of the points alone, without any random draw."""
 
 import torch
 from torch import Tensor
 
 
 def k_means(points: Tensor, count: int, rounds: int = 20) -> Tensor:
-    """Centroids (count, D) of points (N, D), N >= 1, by Lloyd's rounds from points at even distances in their order.
+    """Centroids of clusters of points.
 
-    A cluster that loses all its points keeps its centroid.
+    The first centroids are points at even distances in their order. A cluster that loses all its points keeps its
+    centroid, and where there are fewer points than clusters some centroids start equal.
+
+    Args:
+        points: (N, D), N >= 1.
+        count: the number of clusters.
+        rounds: how often points are assigned to the nearest centroid and centroids moved to the mean of theirs.
+
+    Returns: (count, D).
     """
     start = torch.linspace(0, len(points) - 1, count, device=points.device).long()
     centroids = points[start]
@@ -19,5 +27,5 @@ def k_means(points: Tensor, count: int, rounds: int = 20) -> Tensor:
 
 
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    """(..., N): the index of the nearest of centroids (..., C, D) to each of points (..., N, D); the first of a tie."""
+    """The index (..., N) of the centroid (..., C, D) that is nearest to each point (..., N, D); the first of a tie."""
     return (points @ centroids.mT - centroids.square().sum(-1).unsqueeze(-2) / 2).argmax(-1)

@@ -9,12 +9,12 @@ key is masked holds no NaN and passes on gradients of zero, and it is far below 
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, G, T, D) -> (B, H, T, D): each key/value head stands under its group of query heads."""
+    """x (B, G, ...) with each key/value head repeated for its H / G query heads: (B, H, ...); x itself where G = H."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def wide(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in at least float32, the precision of every accumulator."""
+    """The tensors in at least float32, the precision of every accumulator: float64 stays, all else becomes float32."""
     return tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)
 
 

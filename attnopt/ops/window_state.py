@@ -9,12 +9,14 @@ from attnopt.ops.tensors import last_tokens, own_copy
 
 
 class WindowState(NamedTuple):
-    """Keys and values of tokens.
+    """Keys and values of the last tokens and of the first ones.
 
     Attributes:
-        k, v: (B, G, n, D) the last n tokens.
-        first_k, first_v: (B, G, f, D) the first f.
-        seen: how many tokens there have been.
+        k: (B, G, n, D) keys of the last n tokens.
+        v: (B, G, n, D) their values.
+        first_k: (B, G, f, D) keys of the first f tokens; they are here also while they are among the last.
+        first_v: (B, G, f, D) their values.
+        seen: how many tokens there have been in all.
     """
 
     k: Tensor
@@ -24,13 +26,21 @@ class WindowState(NamedTuple):
     seen: int
 
     def cut(self, last: int) -> "WindowState":
-        """Only the last `last` tokens beside the first ones, in memory of their own."""
+        """The state with only the last `last` tokens beside the first ones, in memory of its own."""
         k, v = last_tokens(self.k, last), last_tokens(self.v, last)
         return WindowState(k, v, own_copy(self.first_k), own_copy(self.first_v), self.seen)
 
 
 def append_tokens(kept: WindowState | None, k: Tensor, v: Tensor, first: int) -> WindowState:
-    """The kept tokens with the new ones k, v (B, G, T, D) behind them; `first` is how many first ones are kept."""
+    """The state with new tokens behind the old ones; nothing is cut off yet.
+
+    Args:
+        kept: the state before, or None at the start of the sequence.
+        k, v: (B, G, T, D), the new tokens.
+        first: f, how many first tokens are to be kept.
+
+    Returns: a state that may share memory with k and v, to be `cut` before it is kept.
+    """
     if kept is None:
         return WindowState(k, v, k[:, :, :first], v[:, :, :first], k.shape[2])
     first_k, first_v = kept.first_k, kept.first_v

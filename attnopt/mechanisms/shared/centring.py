@@ -17,7 +17,7 @@ from attnopt.ops.tensors import repeat_heads, wide
 
 
 class Centre(nn.Module):
-    """The two means, a vector of each per key/value head: zero until fitted, learnable."""
+    """The means mu (`key_mean`) and nu (`query_mean`), (G, D) each: zero until fitted, and learnable."""
 
     def __init__(self, geometry: Geometry):
         super().__init__()
@@ -36,18 +36,18 @@ class Centre(nn.Module):
         return k - mean[:, None]
 
     def log_weight(self, k: Tensor) -> Tensor:
-        """scaling nu . k, (B, G, T), of centred keys k."""
+        """The log of a key's own weight, scaling nu . k, (B, G, T), of centred keys k (B, G, T, D)."""
         (mean,) = wide(self.query_mean)
         return (k @ mean[..., None])[..., 0] * self.scaling
 
     def dropped(self, q: Tensor) -> Tensor:
-        """scaling q . mu, (B, H, T): what scaling q . k has above the centred score."""
+        """The term that softmax drops, scaling q . mu, (B, H, T), of queries (B, H, T, D) as they came."""
         q, mean = wide(q, self.key_mean)
         return (q @ repeat_heads(mean[None, ..., None], self.heads))[..., 0] * self.scaling
 
     @torch.no_grad()
     def fit(self, q: Tensor, k: Tensor) -> None:
-        """The means of q (B, H, T, D), over a group's heads together, and of k (B, G, T, D)."""
+        """Set the means to those of the teacher's q (B, H, T, D), all heads of a group together, and k (B, G, T, D)."""
         q, k = wide(q, k)
         self.key_mean.copy_(k.mean((0, 2)))
         self.query_mean.copy_(q.mean((0, 2)).unflatten(0, (k.shape[1], -1)).mean(1))

@@ -24,27 +24,38 @@ from attnopt.ops.softmax.spans import merge
 from attnopt.ops.tensors import last_tokens, repeat_heads, wide
 
 CHECKPOINT_SPAN = 512
-"""Longer sequences are taken in spans of this many tokens, which a backward pass computes again one by one."""
+"""Longer sequences are taken in spans of this many tokens, which a backward pass computes again one by one: features
+take far more memory than the tokens that they are made from."""
 FIT_SEQUENCES, FIT_TOKENS = 8, 512
-"""What is enough of the teacher's data to fit a few numbers per head."""
+"""The part of the teacher's data that is enough to fit a few numbers per head."""
 
 
 class HybridState(NamedTuple):
+    """What a hybrid remembers.
+
+    Attributes:
+        k: (B, G, n, D) keys of the last n <= w tokens.
+        v: (B, G, n, D) their values.
+        far: the sums over the tokens that left the window; None where there are none, or the far part does not run.
+    """
+
     k: Tensor
-    """(B, G, S or w, D) of the tokens in the window"""
     v: Tensor
     far: LinearState | None
-    """of the tokens that left the window; None where the far part does not run"""
 
 
 class Hybrid(Mechanism):
-    """Base of window + linear mechanisms: a subclass gives the features and fits what they depend on."""
+    """Base of mechanisms with a softmax window and linear attention behind it.
+
+    A subclass defines `size`, `query_map` and `key_map`, and where it has them `kernel`, a shorter way to their
+    product, and `fit_map`. Queries and keys reach these functions centred, see `centring`.
+    """
 
     growth = "window"
 
     class Options(MechanismOptions):
         window: int = Field(default=16, ge=0)
-        """The last tokens, itself included, that a token attends to exactly; 0: the linear part covers all."""
+        """w: the last tokens, itself included, that a token attends to exactly; with 0 the linear part covers all."""
         branches: Literal["both", "window", "far"] = "both"
         """The parts that run; with far alone a token still attends to itself, as every row needs a key."""
         centre: bool = True
@@ -67,19 +78,26 @@ class Hybrid(Mechanism):
         raise NotImplementedError
 
     def query_map(self, q: Tensor) -> Tensor:
-        """Features (B, H, T, F) of centred queries (B, H, T, D)."""
+        """Features (B, H, T, F), at least float32, of centred queries (B, H, T, D)."""
         raise NotImplementedError
 
     def key_map(self, k: Tensor) -> Tensor:
-        """Features (B, G, T, F) of centred keys (B, G, T, D)."""
+        """Features (B, G, T, F), at least float32, of centred keys (B, G, T, D)."""
         raise NotImplementedError
 
     def kernel(self, q: Tensor, k: Tensor) -> Tensor:
-        """phi(q) . phi(k), (B, H, T, S), of centred q (B, H, T, D) and k (B, G, S, D): for reference and fit."""
+        """phi(q) . phi(k) of every pair, for `parallel`, `reference` and `fit`.
+
+        Args:
+            q: (B, H, T, D), centred queries.
+            k: (B, G, S, D), centred keys.
+
+        Returns: (B, H, T, S), above zero.
+        """
         return self.query_map(q) @ repeat_heads(self.key_map(k), q.shape[1]).mT
 
     def fit_map(self, q: Tensor, k: Tensor) -> None:
-        """Fit what the features depend on to the teacher's centred q (B, H, T, D) and k (B, G, T, D)."""
+        """Set, in place, what the features depend on, from the teacher's centred q (B, H, T, D) and k (B, G, T, D)."""
 
     def extend(self, x: Inputs, state: HybridState | None = None) -> tuple[Tensor, State]:
         if x.q.shape[2] <= CHECKPOINT_SPAN:
@@ -96,7 +114,7 @@ class Hybrid(Mechanism):
         return pieces.joined()[0], state
 
     def parallel(self, x: Inputs) -> Tensor:
-        """All weights of a short sequence in one (B, H, T, T) softmax: less work than its features take."""
+        """As `Mechanism.parallel`: one (B, H, T, T) softmax over the logs of all weights, near and far."""
         tokens, heads, window, branches = x.q.shape[2], x.q.shape[1], self.options.window, self.options.branches
         if branches == "window":
             return self.extend(x)[0]
@@ -115,6 +133,7 @@ class Hybrid(Mechanism):
         return (logs.masked_fill(~seen, -torch.inf).softmax(-1) @ v).to(x.q.dtype)
 
     def _extend(self, q: Tensor, k: Tensor, v: Tensor, state: HybridState | None) -> tuple[Tensor, HybridState]:
+        """`extend` of up to CHECKPOINT_SPAN tokens."""
         far = None
         if state is not None:
             k, v, far = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2), state.far
@@ -130,7 +149,18 @@ class Hybrid(Mechanism):
     def _both(
         self, q: Tensor, k: Tensor, v: Tensor, leaving: int, far: LinearState | None
     ) -> tuple[Tensor, LinearState]:
-        """The output of both parts. Each of the last `leaving` queries is the first for which one more token is far."""
+        """The output of both parts, and the far part's state.
+
+        Token s leaves the window, and joins the far part, at query s + w. So the far part is causal linear attention in
+        which the last `leaving` queries stand beside the first `leaving` keys; queries before them have no far token
+        that is not in the state already.
+
+        Args:
+            q: (B, H, T, D).
+            k, v: (B, G, n + T, D): the window before the new tokens, and these.
+            leaving: how many of these keys leave the window by the last query.
+            far: the state of the tokens that had left it before.
+        """
         lead = q.shape[2] - leaving
         maps = (self._query_features, self._key_features)
         out, norm, far = linear_attention(q[:, :, lead:], k[:, :, :leaving], v[:, :, :leaving], far, maps)
@@ -141,7 +171,10 @@ class Hybrid(Mechanism):
         return torch.cat([near[:, :, :lead], joined], dim=2) if lead else joined, far
 
     def _near(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The window's output (B, H, T, D) and the log of its weights' sum (B, H, T), of the last tokens of k and v."""
+        """The window's part: out (B, H, T, D), and lse (B, H, T) as of centred queries, as the far part's is.
+
+        With `branches: far` the window is the token itself.
+        """
         q, k, v = wide(q, k, v)
         if self.options.branches == "far":
             k, v = (repeat_heads(t[:, :, -q.shape[2] :], q.shape[1]) for t in (k, v))
@@ -153,13 +186,13 @@ class Hybrid(Mechanism):
         return self.query_map(self.centre.queries(q))
 
     def _key_features(self, k: Tensor) -> Tensor:
-        """Features times the key's own weight, relative to exp(offset)."""
+        """Features (B, G, T, F) of keys (B, G, T, D), times the key's own weight from centring, over exp(offset)."""
         k = self.centre.keys(k)
         log_weight = self.centre.log_weight(k) - wide(self.offset)[0][:, None]
         return self.key_map(k) * log_weight.clamp(-LIMIT, LIMIT).exp()[..., None]
 
     def _far_log(self) -> Tensor:
-        """(H, 1) what the log of a far sum lacks."""
+        """What is added to the log of a far sum, (H, 1): the offset that features leave out, and the learned mass."""
         assert self.log_mass is not None
         offset, mass = wide(self.offset, self.log_mass)
         return (repeat_heads(offset[None], len(mass))[0] + mass)[:, None]
@@ -168,7 +201,7 @@ class Hybrid(Mechanism):
         return torch.stack([self._attend(x, t) for t in range(x.q.shape[2])], dim=2)
 
     def _attend(self, x: Inputs, t: int) -> Tensor:
-        """(B, H, D) for query t: a softmax over the logs of all weights, far tokens and then near ones."""
+        """The output (B, H, D) of query t: a softmax over the logs of all weights, of far tokens and then near ones."""
         heads, branches = x.q.shape[1], self.options.branches
         stop = max(t + 1 - self.options.window, 0)
         start = t if branches == "far" and self.options.window else stop
@@ -202,9 +235,13 @@ class Hybrid(Mechanism):
             self.log_mass.copy_((exact.logsumexp(-1) - kernel.logsumexp(-1)).mean((0, 2)))
 
     def far_logs(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Logs of softmax's weights and of the kernel's on far tokens, minus infinity on others, both (B, H, T - w, S).
+        """The logs of softmax's and of the kernel's weights on far tokens, to fit one to the other.
 
-        From centred q (B, H, T, D) and k (B, G, T, D), of which the first few sequences are enough.
+        Args:
+            q: (B, H, T, D), centred, T > w; a part of the sequences and tokens is used.
+            k: (B, G, T, D), centred.
+
+        Returns: two of (B', H, T' - w, T'), minus infinity for tokens that are not far.
         """
         window = self.options.window
         tokens, heads = window + FIT_TOKENS, q.shape[1]

@@ -1,4 +1,8 @@
-"""Native sparse attention on our own kernels; what it computes is said in nsa.py."""
+"""Native sparse attention on our own kernels (`ops/nsa`); what it computes is said in mechanisms/nsa.py.
+
+Shapes as in mechanisms/base.py, and as in ops/nsa: X = B G rows, one for each sequence and key/value head, with
+R = H / G query heads each; n tokens per block.
+"""
 
 import math
 from typing import Any, Literal, NamedTuple
@@ -22,17 +26,26 @@ SETS: dict[str, tuple[Branch, ...]] = {
     "far": ("selected", "compressed"),
     **{branch: (branch,) for branch in BRANCHES},
 }
-"""What the option `branches` may say."""
+"""The branches that run, for each value of the option `branches`."""
 GATES = (0.7, 0.2, 0.1)
-"""What the gates give the branches at the start."""
+"""The share of each branch, in the order of BRANCHES, that the gates give it at the start."""
 PAGE = 256
-"""Tokens that the state collects before it copies them to the rest."""
+"""Tokens that the state collects before it copies them to the rest: a decoding step must not copy all keys."""
 NUMBERS = 2**19
 """Entries of q handled at a time."""
 
 
 class NSAState(NamedTuple):
-    """Keys and values of whole blocks, of the tokens since (fewer than a page), and the slots of all blocks."""
+    """All tokens so far, in two parts, and the slots of all complete blocks.
+
+    Attributes:
+        k: (B, G, N n, D) keys of the first tokens, whole blocks of them.
+        v: (B, G, N n, D) their values.
+        k_new: (B, G, m, D) keys of the tokens since, fewer than a page (or a block, where that is longer).
+        v_new: (B, G, m, D) their values.
+        k_slots: (B, G, M, D) the pooled key of each complete block of both parts, in at least float32.
+        v_slots: (B, G, M, D) the pooled values.
+    """
 
     k: Tensor
     v: Tensor
@@ -43,7 +56,15 @@ class NSAState(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """What the queries may read, (X, ., D) each: tokens near to any of them, and the state without its batch."""
+    """What the queries may read.
+
+    Attributes:
+        near_k: (X, L, D) keys of the tokens that are near to any query, from `Layout.start` to the last query.
+        near_v: (X, L, D) their values.
+        k, v: (X, N n, D) as in the state after these queries: the first tokens.
+        k_new, v_new: (X, N' n, D) the whole blocks among the tokens since.
+        k_slots, v_slots: (X, M, D) the slots of all complete blocks.
+    """
 
     near_k: Tensor
     near_v: Tensor
@@ -56,7 +77,13 @@ class Keys(NamedTuple):
 
 
 class BranchOutput(NamedTuple):
-    """What a branch gives: out (X, R, T, D), lse (X, R, T), and alive (T,), whether it has any key."""
+    """What a branch gives.
+
+    Attributes:
+        out: (X, R, T, D) the mean of its values; meaningless where it has no key.
+        lse: (X, R, T) the log of its total weight.
+        alive: (T,) bool, whether it has any key for a query.
+    """
 
     out: Tensor
     lse: Tensor
@@ -64,7 +91,11 @@ class BranchOutput(NamedTuple):
 
 
 class NativeNSA(nn.Module):
-    """`extend`, `reference`, `fit` and `state_bytes` of `NSA`. X = B G and R = H / G, as in ops/blocks.py."""
+    """`extend`, `reference`, `fit` and `state_bytes` of `NSA` with `backend: native`.
+
+    Args:
+        options: an `NSA.Options`.
+    """
 
     def __init__(self, geometry: Geometry, options: Any):
         super().__init__()
@@ -83,7 +114,11 @@ class NativeNSA(nn.Module):
         self.mass = nn.Parameter(mass) if learns and len(self.branches) > 1 and not self.gated else nn.Buffer(mass)
 
     def extend(self, x: Inputs, state: NSAState | None = None) -> tuple[Tensor, NSAState]:
-        """As `Mechanism.extend`; a few heads at a time, so that what they need stays in the cache."""
+        """As `Mechanism.extend`. It takes a few rows X at a time, so that what they need stays in the cache.
+
+        Raises:
+            ValueError: with `merge: gates`, where there are no hidden states.
+        """
         q, keys, layout, after = self._prepared(x, state)
         balance = self._gate_logits(x).reshape(*q.shape[:2], -1, q.shape[2]) if self.gated else self._slot_mass(q)
         step = max(1, NUMBERS // q[0].numel())
@@ -95,13 +130,17 @@ class NativeNSA(nn.Module):
         return out.view(x.q.shape).to(x.q.dtype), after
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
-        """Keys and values as they came, slots in at least float32."""
+        """As `Mechanism.state_bytes`: keys and values are kept as they came, slots in at least float32."""
         pair = 2 * batch * self.geometry.kv_heads * self.geometry.head_dim
         return pair * (length * dtype.itemsize + length // self.options.block * max(dtype.itemsize, 4))
 
     @torch.no_grad()
     def fit(self, x: Inputs) -> None:
-        """From the teacher's mean attention to each branch's tokens: the gates, or the mass that the slots lack."""
+        """As `Mechanism.fit`: sets the gates, or the mass of the slots, from the teacher's mean attention.
+
+        `share` is the part of the teacher's softmax that falls on a branch's tokens, or that its slots would take if
+        each counted as n tokens; what the window and the selected tokens leave is what the slots ought to have.
+        """
         self.mass.zero_()
         q, keys, layout, _ = self._prepared(x, None)
         parts = self._branches(q, self._slot_mass(q), keys, layout, BRANCHES)
@@ -116,7 +155,7 @@ class NativeNSA(nn.Module):
             self.mass.copy_((rest / share["compressed"]).log())
 
     def reference(self, x: Inputs) -> Tensor:
-        """Token by token, as nsa.py defines it."""
+        """As `Mechanism.reference`, token by token as nsa.py defines it."""
         q, k, v = wide(x.q, x.k, x.v)
         gates = self._gate_logits(x) if self.gated else None
         outs = []
@@ -126,7 +165,13 @@ class NativeNSA(nn.Module):
         return torch.stack(outs, dim=2).to(x.q.dtype)
 
     def _token(self, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None) -> Tensor:
-        """Output (B, H, D) of the last token: q (B, H, D), k and v (B, G, t, D), gates (B, H, branches)."""
+        """The output (B, H, D) of the last of t tokens.
+
+        Args:
+            q: (B, H, D), its query.
+            k, v: (B, G, t, D), all tokens up to it.
+            gates: (B, H, branches) logits of its gates, None with `merge: lse`.
+        """
         o, tokens, heads = self.options, k.shape[2], q.shape[1]
         far = max(0, (tokens - o.window) // o.block)
         blocks = (t[:, :, : far * o.block].unflatten(2, (far, o.block)) for t in (k, v))
@@ -150,7 +195,13 @@ class NativeNSA(nn.Module):
         return torch.einsum("bhs,bhsd->bhd", weights, values)
 
     def _reads(self, picked: Tensor, tokens: int, leave_out: bool) -> dict[Branch, Tensor]:
-        """Which tokens and slots each branch reads, (B, H, t + far) bool, from the slots picked (B, H, far)."""
+        """Which tokens and slots each branch reads, (B, H, t + far) bool: the t tokens first, then the far slots.
+
+        Args:
+            picked: (B, H, far) bool, the slots that were picked.
+            tokens: t.
+            leave_out: whether the compressed branch leaves out the slots that were picked.
+        """
         far = picked.shape[2]
         recent = torch.arange(tokens, device=picked.device) >= far * self.options.block
         in_picked = F.pad(picked.repeat_interleave(self.options.block, dim=2), (0, tokens - far * self.options.block))
@@ -161,7 +212,10 @@ class NativeNSA(nn.Module):
         }
 
     def _best(self, scores: Tensor) -> Tensor:
-        """The slots picked, (B, H, N) bool, from their scores (B, H, N); heads of a group share the choice."""
+        """The slots that are picked, (B, H, N) bool, from their scores (B, H, N); heads of a group share the choice.
+
+        Of slots whose importance is within TIE of the best, the earliest is taken.
+        """
         share = self.geometry.heads // self.geometry.kv_heads
         left = scores.unflatten(1, (-1, share)).log_softmax(-1).logsumexp(2)
         picked = torch.zeros_like(left, dtype=torch.bool)
@@ -172,7 +226,7 @@ class NativeNSA(nn.Module):
         return picked.repeat_interleave(share, dim=1)
 
     def _prepared(self, x: Inputs, state: NSAState | None) -> tuple[Tensor, Keys, Layout, NSAState]:
-        """q (X, R, T, D), what it may read, where it stands, and the state after it."""
+        """q as (X, R, T, D) in at least float32, what it may read, where it stands, and the state after it."""
         size, g = self.options.block, self.geometry
         if state is None:
             none = x.k.new_empty(*x.k.shape[:2], 0, x.k.shape[3])
@@ -187,7 +241,11 @@ class NativeNSA(nn.Module):
         return q, keys, layout, after
 
     def _grown(self, x: Inputs, state: NSAState) -> NSAState:
-        """The state with the new tokens: their blocks pooled, and where they fill a page, copied to the rest."""
+        """The state after the new tokens.
+
+        Blocks that they complete are pooled to slots. The tokens since are kept apart until they fill a page, and then
+        their whole blocks are copied to the first part.
+        """
         size, whole, done = self.options.block, state.k.shape[2], state.k_slots.shape[2] * self.options.block
         grown = []
         for old, waiting, slots, t, pool in (
@@ -207,7 +265,15 @@ class NativeNSA(nn.Module):
     def _branches(
         self, q: Tensor, mass: Tensor, keys: Keys, layout: Layout, wanted: tuple[Branch, ...]
     ) -> dict[Branch, BranchOutput]:
-        """What the wanted branches, those that have any keys, give the queries (X, R, T, D); see `_slot_mass`."""
+        """The parts of the wanted branches; a branch that has no key for any query is left out.
+
+        Args:
+            q: (X, R, T, D), not scaled yet.
+            mass: (X, R, 1) of `_slot_mass`, added to the slots' lse with `merge: lse`; else ignored.
+            keys: what the queries may read.
+            layout: where they stand.
+            wanted: of BRANCHES.
+        """
         last, q = q.shape[2] - 1, q * self.geometry.scaling
         far = layout.far_of(slice(0, last + 1), q.device)
         parts: dict[Branch, BranchOutput] = {}
@@ -225,7 +291,12 @@ class NativeNSA(nn.Module):
         return parts
 
     def _merged(self, parts: dict[Branch, BranchOutput], gates: Tensor) -> Tensor:
-        """(X, R, T, D) the mean of the branches, zero where none has a key."""
+        """The weighted mean (X, R, T, D) of the branches, zero where none has a key.
+
+        Args:
+            parts: the branches' parts, one at least.
+            gates: (X, R, branches, T) logits, the weights with `merge: gates`; else the branches' lse are.
+        """
         if self.gated:
             logits = gates[:, :, [BRANCHES.index(name) for name in parts]].movedim(2, 0)
         else:
@@ -239,12 +310,12 @@ class NativeNSA(nn.Module):
         return merged
 
     def _slot_mass(self, q: Tensor) -> Tensor:
-        """(X, R, 1) what is added to a slot's score for the tokens that it stands for."""
+        """log n + mass_h, (X, R, 1): what is added to a slot's score for the n tokens that it stands for."""
         mass = math.log(self.options.block) + self.mass.to(q.dtype)
         return mass.view(self.geometry.kv_heads, -1, 1).repeat(len(q) // self.geometry.kv_heads, 1, 1)
 
     def _gate_logits(self, x: Inputs) -> Tensor:
-        """(B, H, branches, T)."""
+        """The logits of the gates, (B, H, branches, T), from the hidden states (B, T, C)."""
         if x.hidden is None:
             raise ValueError("nsa with merge: gates needs the layer's hidden states, there are none")
         (hidden,) = wide(x.hidden)
@@ -252,23 +323,28 @@ class NativeNSA(nn.Module):
         return logits.unflatten(-1, (len(BRANCHES), -1)).permute(0, 3, 2, 1)
 
     def _set_gates(self, shares: Tensor) -> None:
-        """Make the gates, where hidden states have no say, these shares (branches, H)."""
+        """Set the gates' bias so that, at hidden states of zero, they are these shares (branches, H)."""
         with torch.no_grad():
             self.gates.bias.copy_(shares.clamp(min=1e-3).log().flatten())
 
     def _per_head(self, x: Tensor) -> Tensor:
-        """Mean over batch and tokens: (X, R, T) -> (H,)."""
+        """The mean over sequences and tokens of x (X, R, T), (H,)."""
         return x.unflatten(0, (-1, self.geometry.kv_heads)).mean((0, 3)).flatten()
 
 
 def _near_tokens(old: Tensor, waiting: Tensor, new: Tensor, layout: Layout) -> Tensor:
-    """(X, L, D) the tokens near to any of the new ones, from the state's two parts and the new ones themselves."""
+    """Keys, or values, of the tokens that are near to any new one, (X, L, D) in at least float32.
+
+    Args:
+        old, waiting: (B, G, ., D), the state's two parts.
+        new: (B, G, T, D), the new tokens.
+    """
     parts = [old[:, :, layout.start :], waiting[:, :, max(layout.start - old.shape[2], 0) :], new]
     parts = [t for t in parts if t.shape[2]]
     return wide((torch.cat(parts, dim=2) if len(parts) > 1 else new).flatten(0, 1))[0]
 
 
 def _softmax_lse(q: Tensor, k: Tensor) -> Tensor:
-    """(X, R, T) the teacher's log-sum-exp, for scaled q (X, R, T, D) and k (X, T, D), one X at a time."""
+    """The log-sum-exp (X, R, T) of the teacher's scores, for scaled q (X, R, T, D) and k (X, T, D), row by row of X."""
     future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
     return torch.stack([(a @ b.mT).masked_fill(future, -torch.inf).logsumexp(-1) for a, b in zip(q, k, strict=True)])

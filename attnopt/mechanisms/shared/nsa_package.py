@@ -31,9 +31,15 @@ FAINTEST = 1e-10
 
 
 class PackageNSA(nn.Module):
-    """The package's `SparseAttention` behind a mechanism's `extend`, `reference`, `fit` and `state_bytes`.
+    """`extend`, `reference`, `fit` and `state_bytes` of `NSA` with `backend: package`.
 
-    Raises ValueError where the package is missing or cannot do with these numbers.
+    Args:
+        block: b, tokens pooled into one slot and selected together.
+        selected: blocks that a token reads in full, 1 or more.
+        window: last tokens that it reads in full, 2 or more.
+
+    Raises:
+        ValueError: where the package is missing or cannot do with these numbers.
     """
 
     def __init__(self, geometry: Geometry, block: int, selected: int, window: int):
@@ -45,8 +51,13 @@ class PackageNSA(nn.Module):
         self.attention = _build(geometry, block, selected, window)
 
     def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
-        """As `Mechanism.extend`. Until there is a whole block, the state is the tokens themselves and they run anew:
-        with no compressed slot the package's own decoding leaves the memory slot out, its whole-sequence run does not.
+        """As `Mechanism.extend`, one token at a time once there is a whole block.
+
+        Until then the state is the tokens themselves, and all of them run again with each call: with no compressed slot
+        yet, the package's own decoding leaves its memory slot out, while its whole-sequence run does not.
+
+        Raises:
+            ValueError: where there are no hidden states, which the gates need.
         """
         rows = self._rows(x)
         new = rows.shape[1]
@@ -62,14 +73,14 @@ class PackageNSA(nn.Module):
         return torch.cat(outs, dim=2).to(x.q.dtype), {"cache": _owned(cache)}
 
     def reference(self, x: Inputs) -> Tensor:
-        """The package's definition (module docstring) token by token."""
+        """As `Mechanism.reference`: what the module's docstring says, token by token."""
         q, k, v, gates = *wide(x.q, x.k, x.v), self.attention.to_strategy_combine(self._rows(x))
         slots_k, slots_v = self._slots(k, v)
         outs = [self._token(t, q[:, :, t], k, v, slots_k, slots_v, gates[:, :, t]) for t in range(q.shape[2])]
         return torch.stack(outs, dim=2).to(x.q.dtype)
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
-        """Bytes after `length` tokens: the package's cache is held in at least float32."""
+        """As `Mechanism.state_bytes`: the package's cache, or before the first whole block its input rows."""
         g, blocks, rest = self.geometry, length // self.block, length % self.block
         pair = 2 * g.kv_heads * g.head_dim
         waiting = length * (g.hidden + g.heads * g.head_dim + pair)
@@ -77,7 +88,10 @@ class PackageNSA(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Inputs) -> None:
-        """Set each head's gates to the constants that bring its output closest to softmax's, by least squares."""
+        """As `Mechanism.fit`: sets each head's gates to the constants that bring its output closest to softmax's.
+
+        Each branch is run alone, by gates of almost 1 and almost 0, and least squares finds their weights.
+        """
         gate, g = self.attention.to_strategy_combine[0][1], self.geometry
         unused = x.q.new_zeros(x.q.shape[0], x.q.shape[2], g.hidden)
         alone = []
@@ -105,7 +119,7 @@ class PackageNSA(nn.Module):
         return functional_call(self.attention, parameters, rows, {"cache": cache, "return_cache": True})
 
     def _slots(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory slot + one slot per whole block: two of (B, G, 1 + N, D)."""
+        """The memory slot and one slot per whole block, of keys and of values, (B, G, 1 + N, D) each."""
         a, whole = self.attention, k.shape[2] // self.block * self.block
         slots = []
         for t, memory, position, pool in zip(
@@ -122,7 +136,14 @@ class PackageNSA(nn.Module):
     def _token(
         self, t: int, q: Tensor, k: Tensor, v: Tensor, slots_k: Tensor, slots_v: Tensor, gates: Tensor
     ) -> Tensor:
-        """Output (B, H, D) of token t: q (B, H, D), gates (B, H, 3)."""
+        """The output (B, H, D) of token t.
+
+        Args:
+            q: (B, H, D), its query.
+            k, v: (B, G, T, D), all tokens.
+            slots_k, slots_v: (B, G, 1 + N, D), all slots.
+            gates: (B, H, 3), by branch.
+        """
         ended = t // self.block
         logits = self._scores(q, slots_k[:, :, : 1 + ended])
         compressed = _mix(logits, slots_v[:, :, : 1 + ended])
@@ -143,10 +164,12 @@ class PackageNSA(nn.Module):
         return picked.scatter(-1, best.indices, best.values > FAINTEST)
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """scaling q . k, (B, H, S), of one query per head (B, H, D) and keys (B, G, S, D)."""
         return torch.einsum("bhd,bhsd->bhs", q, repeat_heads(k, q.shape[1])) * self.geometry.scaling
 
 
 def _mix(scores: Tensor, v: Tensor) -> Tensor:
+    """The mean (B, H, D) of values (B, G, S, D) by the softmax of scores (B, H, S)."""
     return torch.einsum("bhs,bhsd->bhd", scores.softmax(-1), repeat_heads(v, scores.shape[1]))
 
 

@@ -3,7 +3,8 @@
     w_ts = q_t . k_s > 0               the weight of key s for query t; q and k are features
     out_t = sum_{s<=t} w_ts v_s / n_t,   n_t = sum_{s<=t} w_ts
 
-Nothing of size T x T or T x F x D is made. The form is that of Yang et al. 2024, arXiv:2312.06635, section 4.
+Nothing of size T x T or T x F x D is made. Source: the chunkwise parallel form of linear attention, as in Yang et al.
+2024, arXiv:2312.06635, here with the normaliser n.
 Shapes as in mechanisms/base.py; here N chunks of C tokens, X = B G, and R = H / G query heads on each key head.
 """
 
@@ -15,10 +16,11 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attnopt.ops import dispatch as kernels
+from attnopt.ops import dispatch
 from attnopt.ops.output_pieces import Pieces
 
 CHUNK = 64
+"""Tokens per chunk: within one all pairs are computed, between chunks the state is carried."""
 CPU_ROWS, ROWS = 2**12, 2**18
 """Rows (tokens x heads x sequences) handled at a time: on a CPU what a core's cache holds, else to bound memory."""
 
@@ -27,12 +29,15 @@ LIMIT = 40.0
 
 
 class LinearState(NamedTuple):
-    """All that linear attention remembers."""
+    """All that linear attention remembers, in the dtype of the features.
+
+    Attributes:
+        sums: (B, G, F, D) the sum of k v^T over the tokens.
+        norm: (B, G, F) the sum of k.
+    """
 
     sums: Tensor
-    """(B, G, F, D) sum of k v^T"""
     norm: Tensor
-    """(B, G, F) sum of k"""
 
 
 Map = Callable[[Tensor], Tensor]
@@ -75,12 +80,12 @@ def linear_attention(
 
 
 def absorb(k: Tensor, v: Tensor, state: LinearState) -> LinearState:
-    """The state with all tokens of k (B, G, T, F) and v (B, G, T, D) added."""
+    """The state after all tokens of k (B, G, T, F) and v (B, G, T, D); a new one."""
     return LinearState(state.sums + k.transpose(-1, -2) @ v, state.norm + k.sum(2))
 
 
 def recall(q: Tensor, state: LinearState) -> tuple[Tensor, Tensor]:
-    """out (B, H, T, D) and n (B, H, T) of q (B, H, T, F) over exactly the tokens in the state."""
+    """Attention of queries q (B, H, T, F) to all tokens in the state: out (B, H, T, D) and n (B, H, T)."""
     batch, heads, tokens, features = q.shape
     grouped = q.reshape(batch, state.norm.shape[1], -1, features)
     norm = grouped @ state.norm[..., None]
@@ -90,7 +95,7 @@ def recall(q: Tensor, state: LinearState) -> tuple[Tensor, Tensor]:
 def linear_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, state: LinearState | None = None
 ) -> tuple[Tensor, Tensor, LinearState]:
-    """`linear_attention` by a loop over tokens."""
+    """`linear_attention` of features by a loop over tokens, to test it against."""
     share = q.shape[1] // k.shape[1]
     sums, norm = empty_state(k, v) if state is None else state
     outs, norms = [], []
@@ -108,14 +113,14 @@ def feature_attention(q: Tensor, k: Tensor, v: Tensor, state: LinearState) -> tu
     if q.shape[2] == 1:
         state = absorb(k, v, state)
         return *recall(q, state), state
-    if kernels.ON and kernels.LINEAR.serves(q):
-        return kernels.LINEAR(q, k, v, state)
+    if dispatch.ON and dispatch.LINEAR.serves(q):
+        return dispatch.LINEAR(q, k, v, state)
     out, norm, *after = _Segment.apply(q, k, v, *state)
     return out, norm, LinearState(*after)
 
 
 class _Segment(torch.autograd.Function):
-    """`linear_attention` of features over a few chunks at once. Keeps its inputs and n; the rest is computed anew."""
+    """`feature_attention` over a few chunks at once. It keeps its inputs and n; the rest is computed anew backwards."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -178,11 +183,14 @@ class _Chunks:
 
 
 def _carry(added: LinearState, start: LinearState, backwards: bool = False) -> tuple[LinearState, LinearState]:
-    """`start` plus what all chunks before each one add, and plus all of it; or all chunks after each one.
+    """The state before each chunk, and after the last: running sums of what the chunks add, without their own share.
 
     Args:
-        added: sums (Y, F, D) and norm (Y, F) of each chunk. start: shaped as a state.
-    Returns: the running sums, shaped as `added`, and the last, shaped as a state.
+        added: what each chunk adds, sums (Y, F, D) and norm (Y, F).
+        start: the state before the first chunk, sums (B, G, F, D) and norm (B, G, F).
+        backwards: whether the sums run from the last chunk to the first, as gradients do.
+
+    Returns: the running sums, shaped as `added`, and the last of them with its chunk, shaped as `start`.
     """
     running, last = [], []
     for new, first in zip(added, start, strict=True):

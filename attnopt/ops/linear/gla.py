@@ -1,6 +1,7 @@
 """`feature_attention` by flash-linear-attention's chunked Triton kernels (`chunk_simple_gla` without a gate).
 
-The normaliser is one more column of values, all ones: rounded as the numerator is, it leaves an average an average.
+The normaliser is computed as one more column of values, all ones. So it is rounded exactly as the numerator is, and an
+average of equal values is that value.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ eager = feature_attention
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, state: LinearState) -> tuple[Tensor, Tensor, LinearState]:
-    """As `linear.feature_attention`. Key heads are repeated, as the kernels want one for each query head."""
+    """As `chunked.feature_attention`. Key heads are repeated, as the kernels want one for each query head."""
     from fla.ops.simple_gla import chunk_simple_gla
 
     heads = q.shape[1]
@@ -32,7 +33,8 @@ def fused(q: Tensor, k: Tensor, v: Tensor, state: LinearState) -> tuple[Tensor, 
 
 
 def example(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[list[Tensor], Any]:
-    """150 tokens after a state, two query heads on each of two key heads, features and values as wide as given."""
+    """A small case, as `dispatch.Kernel` says: 150 tokens after a state, two query heads on each of two key heads,
+    features and values as wide as those given."""
     generator, (features, dim) = torch.Generator().manual_seed(0), (q.shape[3], v.shape[3])
     shapes = (1, 4, 150, features), (1, 2, 150, features), (1, 2, 150, dim), (1, 2, features, dim), (1, 2, features)
     centres = (0, 0, 0.5, 0.5, 0)

@@ -1,7 +1,7 @@
 """Attention to near tokens: the last w up to the token itself, and what is left of the block in which they begin.
 
 Queries are cut into tiles; a tile is one small matrix product with its keys, which are its own tokens and the `back`
-before them. Shapes as in blocks.py; a region is the L tokens that end with the last query.
+before them. Shapes as in slots.py; a region is the L tokens that end with the last query.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from attnopt.ops.nsa.slots import Layout, row_term, score_gradient, softmax_lse
 from attnopt.ops.tensors import MASKED
 
 TILE = 32
+"""Queries per tile, rounded to whole blocks."""
 
 
 def near_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -23,6 +24,8 @@ def near_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> tuple[Ten
     Args:
         q: (X, R, T, D).
         k, v: (X, L, D), the region that begins at `layout.start`.
+        layout: where the queries stand.
+
     Returns: out (X, R, T, D), lse (X, R, T).
     """
     return _Near.apply(q, k, v, layout)
@@ -51,9 +54,14 @@ class _Near(torch.autograd.Function):
 
 
 class _QueryTiles:
-    """`count` tiles of `size` queries; the first `lead` of a row's are padding, and so are the last.
+    """How queries and keys are cut into tiles.
 
-    Keys of a tile: itself and the `back` tokens before it. A few queries are one tile without padding.
+    Attributes:
+        size, count: a row of X has `count` tiles of `size` queries.
+        lead, padding: how many of a row's first and last queries are padding, so that tiles begin with blocks.
+        back: how many tokens before a tile are among its keys; its own tokens are the others.
+
+    A few queries are one tile without padding, whose keys are the whole region.
     """
 
     def __init__(self, q: Tensor, k: Tensor, layout: Layout):
@@ -67,7 +75,7 @@ class _QueryTiles:
         self.padding = self.count * self.size - self.lead - self.new
 
     def of_queries(self, x: Tensor) -> Tensor:
-        """(X, R, T, i) -> (X count, R size, i)."""
+        """Queries, or what belongs to them, tile by tile: (X, R, T, i) to (X count, R size, i)."""
         if self.lead or self.padding:
             x = F.pad(x, (0, 0, self.lead, self.padding))
         return x.unflatten(2, (self.count, self.size)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
@@ -78,7 +86,7 @@ class _QueryTiles:
         return x[:, :, self.lead : self.lead + self.new]
 
     def of_region(self, x: Tensor) -> Tensor:
-        """(X, L, D) -> (X count, back + size, D), a view in which tiles overlap.
+        """Keys or values tile by tile: (X, L, D) to (X count, back + size, D), a view in which tiles overlap.
 
         Before a row's first tile stands the end of the row before, which is never read.
         """
@@ -91,7 +99,7 @@ class _QueryTiles:
         return joined.as_strided(shape, (self.size * dim, dim, 1))
 
     def to_region(self, x: Tensor) -> Tensor:
-        """The sum over tiles, (X count, back + size, D) -> (X, L, D)."""
+        """Gradients of keys or values summed over the tiles that share them: (X count, back + size, D) to (X, L, D)."""
         if self.count == 1:
             return x
         own, before = x[:, self.back :], x[:, : self.back]
@@ -99,7 +107,7 @@ class _QueryTiles:
         return own.reshape(self.rows, -1, x.shape[2])[:, : self.region]
 
     def masked(self, scores: Tensor) -> Tensor:
-        """Scores (X count, R size, back + size) with MASKED, in place, for tokens that are not near."""
+        """The scores (X count, R size, back + size), in place, with MASKED for tokens that are not near."""
         one, layout = self.count == 1, self.layout
         query = torch.arange(self.size, device=scores.device)[:, None] + (self.back if one else 0)
         key = torch.arange(self.back + self.size, device=scores.device) - (0 if one else self.back)

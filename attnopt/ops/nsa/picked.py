@@ -2,7 +2,7 @@
 
 Blocks are not gathered per query. The (query, pick) pairs are sorted by block and cut into tiles of TILE pairs; a tile
 is one small matrix product of its queries with its block (the loop order of Flash Sparse Attention, arXiv:2508.18224).
-That moves n times fewer bytes, for blocks of n tokens. Shapes as in blocks.py; Y rows of X at a time; W = n D.
+That moves n times fewer bytes, for blocks of n tokens. Shapes as in slots.py; Y rows of X at a time; W = n D.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,9 @@ from attnopt.ops.nsa.slots import row_term, score_gradient, softmax_lse
 from attnopt.ops.tensors import MASKED
 
 TILE = 16
+"""Pairs of a query and a pick per tile."""
 PAIRS = 2**14
-"""Pairs in tiles at a time."""
+"""Pairs that are handled at a time."""
 
 
 def picked_attention(
@@ -30,7 +31,9 @@ def picked_attention(
         q: (X, R, T, D).
         k, v: tables of blocks, each (X, N_i n, D) with a whole number of blocks of `size` tokens; picks count on from
             one table to the next.
-        picks: (X, T, P), -1 for none.
+        picks: (X, T, P), the blocks of each query, -1 for none.
+        size: n, tokens per block.
+
     Returns: out (X, R, T, D), lse (X, R, T).
     """
     tables = [t.reshape(len(t), -1, size * t.shape[2]) for t in (*k, *v) if t.shape[1]]
@@ -39,7 +42,7 @@ def picked_attention(
 
 
 class _Picked(torch.autograd.Function):
-    """q (X, T, R, D), picks (X, T, P), tables (X, N_i, W) of keys and then as many of values."""
+    """`picked_attention` of q (X, T, R, D) by picks (X, T, P), with tables (X, N_i, W) of keys and then of values."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, picks: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,11 +110,15 @@ class _PairTiles:
         self.block = torch.arange(rows * blocks, device=picks.device).repeat_interleave(tiles, output_size=total)
 
     def queries(self, x: Tensor) -> Tensor:
-        """(Y, T, R, D) -> (tiles, TILE R, D)."""
+        """Queries, or what belongs to them, tile by tile: (Y, T, R, D) to (tiles, TILE R, D)."""
         return x.reshape(-1, x.shape[2] * x.shape[3]).index_select(0, self.query).view(len(self.block), -1, x.shape[3])
 
     def blocks(self, tables: Sequence[Tensor], part: slice, like: Tensor) -> Tensor:
-        """Tables (X, N_i, W) -> (tiles, n, D): each tile's block, in the precision of `like` (..., D)."""
+        """Each tile's block, (tiles, n, D), in the precision of `like` (..., D), from the rows `part` of the tables.
+
+        Args:
+            tables: one or two of (X, N_i, W); blocks count on from the first to the second.
+        """
         if len(tables) == 1:
             found = tables[0][part].flatten(0, 1).index_select(0, self.block)
         else:
@@ -126,7 +133,13 @@ class _PairTiles:
         return found.view(len(self.block), -1, like.shape[-1]).to(like.dtype)
 
     def softmax(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (tiles, TILE R, n) of scores of the same shape, over all picks of a query, and lse (Y, T, R)."""
+        """The softmax over the tokens of all picks of a query, whose scores lie in different tiles.
+
+        Args:
+            scores: (tiles, TILE R, n).
+
+        Returns: weights (tiles, TILE R, n), zero at empty places; lse (Y, T, R).
+        """
         rows, queries, picks = self.shape
         size, share = scores.shape[2], scores.shape[1] // TILE
         by_place = scores.view(-1, share * size)
@@ -140,7 +153,7 @@ class _PairTiles:
         return weights.index_select(0, self.pair).view_as(scores), lse.view(rows, queries, share)
 
     def sum_to_queries(self, weights: Tensor, x: Tensor) -> Tensor:
-        """sum over picks of weights (tiles, TILE R, n) @ x (tiles, n, D): (Y, T, R, D)."""
+        """The sum over a query's picks of weights (tiles, TILE R, n) @ x (tiles, n, D), (Y, T, R, D)."""
         rows, queries, picks = self.shape
         share, dim = weights.shape[1] // TILE, x.shape[2]
         by_place = x.new_empty(len(self.pair) + 1, share * dim)
@@ -149,7 +162,7 @@ class _PairTiles:
         return F.embedding_bag(self.place.view(-1, picks), by_place, mode="sum").view(rows, queries, share, dim)
 
     def sum_to_blocks(self, x: Tensor, tables: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Sum of x (tiles, n, D) over the tiles of each block, cut like the tables: (Y, N_i, W) each."""
+        """The sum of x (tiles, n, D) over the tiles of each block, cut like the tables into (Y, N_i, W)."""
         total = x.new_zeros(self.shape[0] * self.blocks_per_row, x.shape[1] * x.shape[2])
         total.index_add_(0, self.block, x.flatten(1))
         return total.view(self.shape[0], self.blocks_per_row, -1).split([t.shape[1] for t in tables], dim=1)

@@ -5,10 +5,14 @@ from torch import Tensor, nn
 
 
 class Pool(nn.Module):
-    """Pools (B, G, N, n, D), N blocks of n tokens, to (B, G, N, D).
+    """The weighted mean of each block, by weights that are a softmax over the positions in it, per key/value head.
 
-    The weights are a softmax over the block's positions, per key/value head; it starts as the mean, and stays it where
-    it does not learn.
+    It starts as the plain mean.
+
+    Args:
+        heads: G.
+        block: n, tokens per block.
+        learns: whether the weights are parameters; else it stays the mean.
     """
 
     def __init__(self, heads: int, block: int, learns: bool = True):
@@ -17,5 +21,6 @@ class Pool(nn.Module):
         self.logits = nn.Parameter(logits) if learns else nn.Buffer(logits)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The means (B, G, N, D) of N blocks of n tokens, x (B, G, N, n, D)."""
         weights = self.logits.to(x.dtype).softmax(-1)
         return torch.einsum("bgwnd,gn->bgwd", x, weights)

@@ -25,15 +25,20 @@ from torch.autograd.function import once_differentiable
 from attnopt.ops.tensors import MASKED
 
 TIE = 1e-3
-"""Slots whose log importance is that close are equal."""
+"""Two slots are equally important where the logs of their importance differ by no more than this."""
 GROUP = 32
+"""Slots that are searched together for the best ones."""
 SCORES = 2**20
-"""Slot scores held at a time, and no more than twice the numbers in q."""
+"""Slot scores that are held at a time; never more than twice the numbers in q."""
 
 
 class Layout(NamedTuple):
-    """Where queries stand: the first at position `seen`, in blocks of `size` tokens, `window` tokens and up to the
-    start of a block near.
+    """Where queries stand among the blocks.
+
+    Attributes:
+        seen: the position of the first query, which is how many tokens come before it.
+        size: n, tokens per block.
+        window: w, tokens that are near at least, the query's own among them.
     """
 
     seen: int
@@ -41,17 +46,17 @@ class Layout(NamedTuple):
     window: int
 
     def far(self, query: int) -> int:
-        """How many blocks are far for the query that comes `query`-th."""
+        """How many blocks are far for one of the queries, counted from 0."""
         return max(0, (self.seen + query + 1 - self.window) // self.size)
 
     def far_of(self, queries: slice, device: Any = None) -> Tensor:
-        """The same for a run of queries, (T,)."""
+        """How many blocks are far for each of a run of queries, (T,)."""
         ends = torch.arange(self.seen + queries.start + 1, self.seen + queries.stop + 1, device=device)
         return ((ends - self.window) // self.size).clamp(min=0)
 
     @property
     def back(self) -> int:
-        """Tokens before a block, whole blocks of them, that are near to its first token."""
+        """How many tokens before a block are near to its first token: the window, rounded up to whole blocks."""
         return -(-(self.window - 1) // self.size) * self.size
 
     @property
@@ -61,18 +66,30 @@ class Layout(NamedTuple):
 
 
 def softmax_lse(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over the last dimension, and the log of the sum of exponentials."""
+    """The softmax of scores (..., s) over the last dimension, and the log of the sum of exponentials (...)."""
     weights = scores.softmax(-1)
     return weights, scores.amax(-1) - weights.amax(-1).log_()
 
 
 def row_term(out: Tensor, d_out: Tensor, d_lse: Tensor) -> Tensor:
-    """What the gradients of a row's scores have in common: (...) from out and d_out (..., D), d_lse (...)."""
+    """The term that softmax's backward pass takes off every weight's gradient in a row: (...).
+
+    Args:
+        out: (..., D), the row's output.
+        d_out: (..., D), its gradient.
+        d_lse: (...), the gradient of the row's log-sum-exp.
+    """
     return (out * d_out).sum(-1) - d_lse
 
 
 def score_gradient(weights: Tensor, d_weights: Tensor, row: Tensor) -> Tensor:
-    """Gradient of the scores (..., s), in place of that of the weights; row (...) is `row_term`."""
+    """The gradient of the scores (..., s), written over that of the weights.
+
+    Args:
+        weights: (..., s), the softmax.
+        d_weights: (..., s), the gradient of its weights; overwritten.
+        row: (...), of `row_term`.
+    """
     return d_weights.sub_(row[..., None]).mul_(weights)
 
 
@@ -85,8 +102,12 @@ def slot_attention(
     equation 10). Of slots that TIE with the best, the earliest is picked: rounding must not decide.
 
     Args:
-        q: (X, R, T, D). k, v: (X, N, D), N >= the far blocks of the last query, of which there is at least one.
+        q: (X, R, T, D).
+        k, v: (X, N, D), N >= the far blocks of the last query, of which there is at least one.
+        layout: where the queries stand.
+        picks: P, how many of the best slots are wanted.
         leave_out: whether the attention is to the slots that were not picked.
+
     Returns: out (X, R, T, D), lse (X, R, T), picks (X, T, P) int64, -1 where a row has fewer slots.
     """
     count = layout.far(q.shape[2] - 1)
@@ -96,7 +117,7 @@ def slot_attention(
 
 
 class _Slots(torch.autograd.Function):
-    """In chunks of queries, so that never more than SCORES scores exist; the backward pass computes them anew."""
+    """`slot_attention` in chunks of queries, so that no more than SCORES scores exist; backwards they are made anew."""
 
     @staticmethod
     def forward(
@@ -136,9 +157,9 @@ class _Slots(torch.autograd.Function):
 
 
 def _chunks(q: Tensor, k: Tensor, layout: Layout) -> Iterator[tuple[slice, int]]:
-    """Runs of queries, and for each how many slots its last query may read (1 at least), rounded up to whole groups.
+    """Runs of queries, and for each how many slots its last query may read: 1 at least, rounded up to whole groups.
 
-    Short runs waste few scores on slots that only the last of them may read.
+    Runs are short, so that few scores are spent on slots that only the last queries of a run may read.
     """
     rows, share, new, _ = q.shape
     step = max(1, min(SCORES, 2 * q.numel()) // (rows * share * k.shape[1]))
@@ -150,7 +171,7 @@ def _chunks(q: Tensor, k: Tensor, layout: Layout) -> Iterator[tuple[slice, int]]
 
 
 def _slot_scores(q: Tensor, k: Tensor, layout: Layout, now: slice) -> Tensor:
-    """(X, R, T, N) scores of the queries `now`, (X, R, T, D), with k (X, N, D), MASKED for slots that are not far."""
+    """Scores (X, R, T, N) of the queries `now`, q (X, R, T, D), with k (X, N, D), MASKED for slots that are not far."""
     scores = _times(q, k.transpose(1, 2))
     sure = layout.far(now.start)
     unread = torch.arange(sure, k.shape[1], device=k.device) >= layout.far_of(now, k.device)[:, None]
@@ -159,17 +180,20 @@ def _slot_scores(q: Tensor, k: Tensor, layout: Layout, now: slice) -> Tensor:
 
 
 def _times(a: Tensor, b: Tensor) -> Tensor:
-    """(X, R, T, i) @ (X, i, j) -> (X, R, T, j)."""
+    """The product (X, R, T, j) of a (X, R, T, i) and b (X, i, j)."""
     return (a.flatten(1, 2) @ b).unflatten(1, a.shape[1:3])
 
 
 def _summed(a: Tensor, b: Tensor) -> Tensor:
-    """Over heads and queries: (X, R, T, i), (X, R, T, j) -> (X, i, j)."""
+    """The product of a (X, R, T, i) and b (X, R, T, j), summed over heads and queries: (X, i, j)."""
     return a.flatten(1, 2).transpose(1, 2) @ b.flatten(1, 2)
 
 
 def _importance(scores: Tensor) -> Tensor:
-    """(X, R, T, N) -> (X, T, N) log of the weights summed over heads, up to a constant; MASKED where not to be read."""
+    """The log of the weights summed over heads, up to a constant per query: (X, T, N) from scores (X, R, T, N).
+
+    MASKED for slots that must not be read; always a new tensor, which the caller may overwrite.
+    """
     if scores.shape[1] == 1:
         return scores[:, 0].clone()
     total = scores.softmax(-1).sum(1).clamp_(min=torch.finfo(scores.dtype).tiny)
@@ -177,9 +201,10 @@ def _importance(scores: Tensor) -> Tensor:
 
 
 def _pick(importance: Tensor, picks: int) -> Tensor:
-    """The `picks` best of (X, T, N): indices (X, T, P), -1 where there are fewer; writes over its argument.
+    """The indices (X, T, P) of the `picks` best slots, -1 where there are fewer; overwrites `importance` (X, T, N).
 
-    Found among the maxima of groups, so that each entry is read once for all picks.
+    The best is sought among the maxima of groups of slots, and a group's maximum is renewed when a slot of it was
+    picked: so all slots are read once, not once for each pick.
     """
     size = min(GROUP, importance.shape[-1])
     groups = importance.view(-1, size)
@@ -199,6 +224,9 @@ def _pick(importance: Tensor, picks: int) -> Tensor:
 
 
 def _drop(scores: Tensor, picked: Tensor) -> None:
-    """Set scores (X, R, T, N) of the slots picked (X, T, P) to MASKED. A pick of -1 only stands where none is left."""
+    """Set the scores (X, R, T, N) of the slots `picked` (X, T, P) to MASKED, in place.
+
+    A pick of -1 is taken for slot 0: it stands only where all far slots are picked, so slot 0 is masked anyhow.
+    """
     index = picked.clamp(min=0)[:, None].expand(-1, scores.shape[1], -1, -1)
     scores.scatter_(-1, index, MASKED)

@@ -13,17 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnopt.ops import dispatch as kernels
+from attnopt.ops import dispatch
 from attnopt.ops.softmax.spans import BLOCK, Part, attend, in_spans, merge
 from attnopt.ops.tensors import MASKED, wide
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The first tokens of the sequence ("sinks"), attended next to a band.
+    """The first tokens of the sequence ("sinks", Xiao et al. 2024), attended next to a band.
 
     Attributes:
-        k, v: (B, G, f, D) the sequence's first f tokens.
+        k: (B, G, f, D) keys of the sequence's first f tokens.
+        v: (B, G, f, D) their values.
         start: position in the sequence of the first query.
         gap: a query sees only first tokens at least this far back; the band's window keeps the two apart.
         bias: (H or 1, f) added to the scores.
@@ -36,12 +37,20 @@ class Prefix:
     bias: Tensor | None = None
 
     def tensors(self) -> tuple[Tensor, ...]:
+        """Its tensors, which have gradients: k, v and, where there is one, bias."""
         return (self.k, self.v) if self.bias is None else (self.k, self.v, self.bias)
 
     def attend(self, q: Tensor, at: int, scaling: float) -> Part:
-        """Queries q (B, H, T, D), the first of which stands `at` tokens after the first query.
+        """Attention of queries to these tokens alone.
 
         Scores are laid out (..., f, T), as reductions over a few keys are fast only where the queries lie side by side.
+
+        Args:
+            q: (B, H, T, D).
+            at: how many queries come before the first of these.
+            scaling: the factor on q . k.
+
+        Returns: out (B, H, T, D), lse (B, H, T).
         """
         q, k, v = wide(q, self.k, self.v)
         group, position = (k.shape[1], q.shape[1] // k.shape[1]), torch.arange(q.shape[2], device=q.device)
@@ -69,15 +78,18 @@ def band_attention(
 
     Args:
         q: (B, H, T, D).
-        k, v: (B, G, P + T, D): the queries' own tokens are the last T, behind P past ones. P may be negative: query t
-            attends the window that ends with key P + t, where there is one.
+        k, v: (B, G, P + T, D): the queries' own tokens are the last T, behind P past ones. Query t attends the window
+            that ends with key P + t. P may be negative: then the first -P queries have no key, as where the distances
+            of a band begin above 0 (`masks`).
+        window: how many keys a query attends at most, 1 or more.
+        scaling: the factor on q . k.
         bias: (H or 1, window), added to the scores by distance: bias[:, o] for the key o tokens back. MASKED or less
             takes a distance out. Differentiable.
         prefix: the sequence's first tokens, joined under the same softmax.
     Returns: out (B, H, T, D), lse (B, H, T). A row without keys has an lse of about MASKED and a meaningless out.
     """
-    if kernels.ON and kernels.BAND.serves(q):
-        return kernels.BAND(q, k, v, window, scaling, bias=bias, prefix=prefix)
+    if dispatch.ON and dispatch.BAND.serves(q):
+        return dispatch.BAND(q, k, v, window, scaling, bias=bias, prefix=prefix)
     past = k.shape[2] - q.shape[2]
     q, k, v = wide(q, k, v)
     window = min(window, k.shape[2])
@@ -101,9 +113,13 @@ def band_attention(
 
 
 def _band_mask(bias: Tensor, block: int) -> Tensor:
-    """(H or 1, block, K): the bias of each query of a block against the stretch of keys that ends with the block.
+    """The bias of each query of a block against the stretch of keys that ends with the block, (H or 1, block, K).
 
-    K is a multiple of 16, which the CPU kernels like.
+    K is a multiple of 16, for which the CPU kernels are fastest.
+
+    Args:
+        bias: (H or 1, window), by distance.
+        block: queries in a block.
     """
     width = bias.shape[1]
     count = block + width - 1
@@ -115,7 +131,14 @@ def _band_mask(bias: Tensor, block: int) -> Tensor:
 
 
 def _blocks(q: Tensor, k: Tensor, v: Tensor, at: int, mask: Tensor, scaling: float) -> Part:
-    """A span of queries q (B, H, S, D), the first of which is token `at` of k and v; mask (H, block, K)."""
+    """Attention of a span of queries, all blocks of it at once.
+
+    Args:
+        q: (B, H, S, D).
+        k, v: (B, G, ., D), the keys that the span's windows cover.
+        at: where in k the first query's own token stands.
+        mask: (H, block, K) of `_band_mask`.
+    """
     (batch, heads, span, dim), groups = q.shape, k.shape[1]
     block, count = mask.shape[1:]
     blocks, lead = -(-span // block), count - block
@@ -134,6 +157,6 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, at: int, mask: Tensor, scaling: flo
 
 
 def _stretch(x: Tensor, start: int, stop: int) -> Tensor:
-    """x[:, :, start:stop], with zeros where that lies beyond either end."""
+    """x[:, :, start:stop] for any start and stop, with zeros where they lie beyond either end of x."""
     ends = (min(stop, 0) - min(start, 0), max(stop, x.shape[2]) - max(start, x.shape[2]))
     return F.pad(x[:, :, max(start, 0) : max(stop, 0)], (0, 0, *ends))

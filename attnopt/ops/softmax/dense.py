@@ -11,17 +11,26 @@ from attnopt.ops.tensors import repeat_heads, wide
 
 
 def ages(tokens: int, like: Tensor) -> Tensor:
-    """(T, T): how many tokens before query t, in rows, key s stands; negative where it comes after."""
+    """t - s for query t in rows and key s in columns, (T, T), on the device of `like`; negative for later keys."""
     position = torch.arange(tokens, device=like.device)
     return position[:, None] - position
 
 
 def only(seen: Tensor, like: Tensor) -> Tensor:
-    """0 where `seen`, minus infinity elsewhere."""
+    """A mask to add to scores: 0 where `seen`, minus infinity elsewhere, in at least float32 as `like` is widened."""
     return torch.zeros(seen.shape, dtype=wide(like)[0].dtype, device=like.device).masked_fill(~seen, -torch.inf)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scaling: float) -> Tensor:
-    """softmax(scaling q k^T + bias) v, (B, H, T, D) in q's dtype; every row of bias (..., T, T) has a finite entry."""
+    """softmax(scaling q k^T + bias) v with all scores in memory.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, G, T, D).
+        bias: broadcasts to (B, H, T, T); every row must have a finite entry.
+        scaling: the factor on q . k.
+
+    Returns: (B, H, T, D) in q's dtype.
+    """
     wide_q, k, v = wide(q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]))
     return ((wide_q @ k.mT * scaling + bias).softmax(-1) @ v).to(q.dtype)

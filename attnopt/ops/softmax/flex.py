@@ -17,6 +17,7 @@ from attnopt.ops.softmax.spans import Part, merge
 from attnopt.ops.tensors import MASKED, wide
 
 BLOCK = 128
+"""Queries and keys per block of FlexAttention's mask."""
 
 eager = band_attention
 
@@ -31,7 +32,7 @@ def fused(
     bias: Tensor | None = None,
     prefix: Prefix | None = None,
 ) -> Part:
-    """As `band.band_attention`."""
+    """As `band.band_attention`; out in at least float32, from 16-bit products where the inputs are 16-bit."""
     if not q.dtype == k.dtype == v.dtype:
         q, k, v = wide(q, k, v)
     band = _band(k.shape[2] - q.shape[2], q.shape[2], k.shape[2], min(window, k.shape[2]), q.device)
@@ -45,7 +46,8 @@ def fused(
 
 
 def example(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[list[Tensor], Any]:
-    """150 tokens behind 20, two query heads on each of two key heads, a window of 20, a bias."""
+    """A small case, as `dispatch.Kernel` says: 150 queries behind 20 past tokens, two query heads on each of two
+    key heads, a window of 20, a bias."""
     generator, dim = torch.Generator().manual_seed(0), q.shape[3]
     shapes = (1, 4, 150, dim), (1, 2, 170, dim), (1, 2, 170, dim), (4, 20)
     leaves = [torch.randn(shape, generator=generator).to(q).requires_grad_() for shape in shapes]
@@ -53,23 +55,34 @@ def example(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[list[Tensor], Any
 
 
 class _Band(NamedTuple):
+    """A band in FlexAttention's form.
+
+    Attributes:
+        mask: the blocks that the band touches, and the function that masks their entries.
+        edges: (2,) past and window, as a tensor: the kernel reads them, so that other numbers need no other kernel.
+    """
+
     mask: BlockMask
     edges: Tensor
-    """(2,) past, window: read by the kernel, so that other numbers need no other kernel"""
 
 
 @cache
 def _kernel(cuda: bool) -> Any:
-    """With fullgraph, as else a compiler that gives up would fall back to all scores in memory and not say so."""
+    """FlexAttention, compiled for CUDA.
+
+    With fullgraph: without it a compiler that gives up would fall back to all scores in memory and not say so.
+    """
     return torch.compile(flex.flex_attention, fullgraph=True) if cuda else flex.flex_attention
 
 
 def _lse_wanted() -> dict[str, Any]:
-    """torch 2.9 changed how the log-sum-exp is asked for."""
+    """The arguments that ask for the log-sum-exp, which torch 2.9 changed."""
     return {"return_aux": flex.AuxRequest(lse=True)} if hasattr(flex, "AuxRequest") else {"return_lse": True}
 
 
 def _by_distance(bias: Tensor, edges: Tensor) -> Any:
+    """The function that adds bias (H or 1, window) to a score by its distance."""
+
     def score_mod(score: Tensor, _: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         row = head if bias.shape[0] > 1 else torch.zeros_like(head)
         return score + bias[row, (edges[0] + query - key).clamp(0, bias.shape[1] - 1)]
@@ -80,7 +93,10 @@ def _by_distance(bias: Tensor, edges: Tensor) -> Any:
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _band(past: int, queries: int, keys: int, window: int, device: torch.device) -> _Band:
-    """Made from the blocks that hold a key, as FlexAttention's own `create_block_mask` looks at all pairs."""
+    """The band of `queries` queries behind `past` tokens over `keys` keys.
+
+    It is made from the blocks that hold a key, as FlexAttention's own `create_block_mask` looks at all pairs.
+    """
     edges = torch.tensor([past, window], device=device)
     rows, columns = -(-queries // BLOCK), -(-keys // BLOCK)
     first_query = torch.arange(rows, device=device, dtype=torch.int32) * BLOCK

@@ -15,12 +15,12 @@ from attnopt.ops.tensors import MASKED, wide
 
 
 class Blocks(NamedTuple):
-    """N blocks of queries. All indices count through all rows of the batch.
+    """N blocks of queries, of BLOCK places each. All indices count through all rows of the batch.
 
     Attributes:
-        query: (N, BLOCK) the query at each place; any query where the place is empty.
+        query: (N, BLOCK) the query at each place; some query, to be ignored, where the place is empty.
         key: (N,) the first key of the stretch in which the block's ranges end.
-        place: (X M,) the place of each query.
+        place: (X M,) the place of each query, counted through all blocks.
     """
 
     query: Tensor
@@ -32,8 +32,12 @@ def range_attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor, stop: Tensor
     """Each query attends the keys start:stop of its row.
 
     Args:
-        q: (X, M, D). k, v: (X, S, D).
+        q: (X, M, D), in any order.
+        k, v: (X, S, D).
         start, stop: (X, M) with 0 <= start <= stop <= S and stop - start <= width.
+        width: the longest range there may be.
+        scaling: the factor on q . k.
+
     Returns: out (X, M, D), lse (X, M); an lse of about MASKED and a meaningless out for an empty range.
     """
     q, k, v = wide(q, k, v)
@@ -64,7 +68,12 @@ def range_attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor, stop: Tensor
 
 
 def group(last: Tensor, keys: int) -> Blocks:
-    """Blocks of the queries whose last keys are `last`, (X M,), out of `keys`."""
+    """Queries gathered into blocks by the stretch of BLOCK keys in which their ranges end.
+
+    Args:
+        last: (X M,) the last key of each query's range, counted through all rows.
+        keys: X S, how many keys there are.
+    """
     stretch = last // BLOCK
     order = stretch.argsort(stable=True)
     counts = torch.bincount(stretch, minlength=-(-keys // BLOCK))

@@ -37,13 +37,20 @@ def in_spans(
     step: int | None = None,
     dim: int = 2,
 ) -> Part:
-    """(out, lse) of queries 0:count, from those of spans start:stop of `step` (QUERY_SPAN) queries, joined along `dim`.
+    """Attention of many queries, computed span by span.
 
-    Where there are several spans, a backward pass computes each once more, rather than keep its scores for it.
+    Where there are several spans, a backward pass computes each once more rather than keep its scores.
 
     Args:
-        attend_span: attend_span(start, stop, *cut(start, stop, *inputs)) gives a span's (out, lse).
-        cut: takes from each input a view of what the span needs, and from an input's gradient where that belongs.
+        attend_span: attend_span(start, stop, *cut(start, stop, *inputs)) gives the part of the queries start:stop.
+        cut: cut(start, stop, *inputs) takes from each input a view of what the span needs. It is also applied to the
+            inputs' gradients, to find where the span's gradients are to be added.
+        inputs: the tensors that attention reads.
+        count: the number of queries.
+        step: queries per span; QUERY_SPAN where None.
+        dim: the dimension that counts the queries in out and lse.
+
+    Returns: the part of all queries.
     """
     step = step or QUERY_SPAN
     if count <= step:
@@ -77,7 +84,10 @@ class _Spans(torch.autograd.Function):
 
 
 def merge(*parts: Part) -> Part:
-    """One softmax over the keys of all parts, each out (..., T, D), lse (..., T). A key in two parts counts twice."""
+    """The part of one softmax over the keys of all parts, each out (..., T, D), lse (..., T).
+
+    The parts must hold the same queries; a key that is in two of them counts twice.
+    """
     out, lse = parts[0]
     for other, other_lse in parts[1:]:
         out = torch.lerp(out, other, torch.sigmoid(other_lse - lse).unsqueeze(-1))
@@ -86,12 +96,21 @@ def merge(*parts: Part) -> Part:
 
 
 def zero_empty(out: Tensor, lse: Tensor) -> Tensor:
-    """`out` with zeros in the rows that had no key."""
+    """out (..., T, D) with zeros in the rows that had no key, which their lse (..., T) tells."""
     return out.masked_fill((lse < MASKED / 2).unsqueeze(-1), 0.0)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Part:
-    """Dense attention of q (..., M, D) over k, v (..., K, D) with an additive mask that broadcasts to (..., M, K)."""
+    """Dense attention.
+
+    Args:
+        q: (..., M, D).
+        k, v: (..., K, D).
+        mask: added to the scores; broadcasts to (..., M, K).
+        scaling: the factor on q . k.
+
+    Returns: out (..., M, D), lse (..., M).
+    """
     if q.is_cpu and not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, mask))):
         return _flash(q, k, v, mask, scaling)
     scores = (q * scaling) @ k.mT + mask
@@ -101,7 +120,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Par
 
 
 def attend_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Part:
-    """`attend` of q (B, H, T, D) over the keys and values (B, G, K, D) of its group; mask (T, K) or (H or 1, T, K)."""
+    """Dense attention with grouped heads.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, G, K, D).
+        mask: (T, K) or (H or 1, T, K), added to the scores.
+        scaling: the factor on q . k.
+
+    Returns: out (B, H, T, D), lse (B, H, T).
+    """
     q, k, v = wide(q, k, v)
     shape, group = q.shape, (k.shape[1], q.shape[1] // k.shape[1])
     mask = mask.to(q.dtype).expand(shape[1], *mask.shape[-2:]).unflatten(0, group).flatten(1, 2)
@@ -110,7 +138,7 @@ def attend_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) 
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Part:
-    """`attend` by the CPU flash kernel, which wants four dimensions, the last one dense."""
+    """`attend` by PyTorch's flash kernel for CPUs, which takes four dimensions, the last of them dense."""
     mask = mask.expand(*q.shape[:-3], *mask.shape[-3:])
     flat = [t.flatten(0, -4) for t in (q, k, v, mask)]
     flat = [t if t.stride(-1) == 1 else t.contiguous() for t in flat]

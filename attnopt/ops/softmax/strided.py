@@ -18,6 +18,9 @@ def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, scaling: flo
     Args:
         q: (B, H, T, D).
         k, v: (B, G, S, D): the queries' own tokens are the last T.
+        stride: s, 1 or more.
+        scaling: the factor on q . k.
+
     Returns: out (B, H, T, D), lse (B, H, T).
     """
     q, k, v = wide(q, k, v)
@@ -38,18 +41,22 @@ def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, scaling: flo
 
 
 def _fold(x: Tensor, stride: int) -> Tensor:
-    """(B, G, T, D) -> (B, G, stride, rows, D), padded in front: row by row the tokens of each residue class."""
+    """x (B, G, T, D) by residue class of the position, (B, G, stride, rows, D), with padding in front of the first."""
     return F.pad(x, (0, 0, -x.shape[2] % stride, 0)).unflatten(2, (-1, stride)).transpose(2, 3)
 
 
 def _unfold(x: Tensor, tokens: int) -> Tensor:
-    """(B, G, stride, R, rows, ...) -> (B, G R, T, ...), the padding cut off."""
+    """The inverse of `_fold` for R query heads per group: (B, G, stride, R, rows, ...) to (B, G R, T, ...)."""
     x = x.movedim(2, 4).flatten(3, 4).flatten(1, 2)
     return x[:, :, x.shape[2] - tokens :]
 
 
 def _mask(rows: int, count: int, stride: int, padded: int, like: Tensor) -> Tensor:
-    """(stride, rows, count): the last row sees all `count` keys of its class, but for those that are padding."""
+    """The mask of `rows` queries over `count` keys of each residue class, (stride, rows, count).
+
+    The last query of a class sees all its keys, but for those that are padding, which the first `padded` classes have
+    one of.
+    """
     mask = torch.full((rows, count), MASKED, dtype=like.dtype, device=like.device).triu(count - rows + 1)
     mask = mask.repeat(stride, 1, 1)
     mask[:padded, :, 0] = MASKED

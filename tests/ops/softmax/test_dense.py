@@ -1,30 +1,22 @@
-"""Dense forms of short sequences against the forms that stream, at the length where one takes over from the other."""
+"""The dense form against PyTorch's own attention."""
 
-import pytest
 import torch
+import torch.nn.functional as F
 
-from attnopt.mechanisms import Geometry, Inputs, load_mechanism
-from attnopt.mechanisms.base import SHORT
+from attnopt.ops.softmax.dense import ages, dense_attention, only
 
 
-@pytest.mark.parametrize("kind", ["window", "masks", "routing", "performer", "based", "hedgehog"])
-@pytest.mark.parametrize("tokens", [SHORT, SHORT + 1])
-def test_parallel_equals_streaming_in_value_and_gradient(
-    kind: str, tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cls, geometry = load_mechanism(kind), Geometry(heads=4, kv_heads=2, head_dim=8, hidden=32, scaling=0.3)
+def test_under_a_causal_mask_it_is_torchs_causal_attention_with_grouped_heads() -> None:
     torch.manual_seed(0)
-    mechanism = cls(geometry, cls.Options()).double()
-    shapes = [(2, 4, tokens, 8), *[(2, 2, tokens, 8)] * 2, (2, tokens, 32)]
-    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    x = Inputs(*leaves)
-    probe = torch.randn(2, 4, tokens, 8, dtype=torch.float64)
-    streamed = mechanism.extend(x)[0]
-    expected = torch.autograd.grad((streamed * probe).sum(), leaves[:3])
-    calls: list[int] = []
-    extend = mechanism.extend
-    monkeypatch.setattr(mechanism, "extend", lambda *args: calls.append(1) or extend(*args))
-    out, state = mechanism(x, keeps_state=False)
-    assert (state, len(calls)) == (None, tokens > SHORT)
-    torch.testing.assert_close(out, streamed)
-    torch.testing.assert_close(torch.autograd.grad((out * probe).sum(), leaves[:3]), expected)
+    q, k, v = (torch.randn(2, heads, 30, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(dense_attention(q, k, v, only(ages(30, q) >= 0, q), 0.3), expected)
+
+
+def test_half_precision_is_computed_in_float32_and_rounded_once() -> None:
+    torch.manual_seed(0)
+    low = [torch.randn(1, 2, 20, 8, dtype=torch.bfloat16) for _ in range(3)]
+    mask = only(ages(20, low[0]) >= 0, low[0])
+    out = dense_attention(*low, mask, 0.3)
+    assert (out.dtype, mask.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(out, dense_attention(*(t.float() for t in low), mask, 0.3).bfloat16())
