@@ -213,8 +213,8 @@ def _prepare_cache(model: Any, generation_config: Any, model_kwargs: dict[str, A
 def _refuse_saving(model: Any, *args: Any, **kwargs: Any) -> NoReturn:
     """In place of `save_pretrained`: what it wrote would load as plain softmax, with no more than a warning."""
     raise UserError(
-        f"save_pretrained: from_pretrained would read this swapped {type(model).__name__} as plain softmax, and an export "
-        "is not possible yet: keep a student with attnopt.student.files.save_student, read it with attnopt.load"
+        f"save_pretrained: from_pretrained would read this swapped {type(model).__name__} as plain softmax, and "
+        "exporting is not possible yet: keep it with attnopt.student.files.save_student, read it with attnopt.load"
     )
 
 

@@ -53,7 +53,7 @@ class Trainer:
     Args:
         dataset: the teacher and the blocks; neither is changed.
         checkpoint: where the run is kept while it goes on; None keeps nothing.
-        group: the processes that share the work; None: this one alone.
+        group: the processes that share the work, on whose device the teacher is to lie; None: this one alone.
         progress: called with (step, steps of the plan, row) at every log point.
 
     Attributes, once prepared:
@@ -94,7 +94,7 @@ class Trainer:
         Raises: UserError where its mechanism sees the future, or a phase cannot train it as params.yaml asks.
         """
         teacher = self.dataset.teacher
-        self.student = build_student(teacher, self.variant.swap, self.seeds.features).to(self.device)
+        self.student = build_student(teacher, self.variant.swap, self.seeds.features)
         refuse_leaks(self.student)
         self.teacher_head, self.head = head_of(teacher), head_of(self.student)
         self.objectives = self._make_objectives()

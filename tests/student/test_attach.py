@@ -1,39 +1,18 @@
 """The swap, on tiny models of several families: equal to the teacher with softmax, refused where it cannot work."""
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from families import FAMILIES, IDS, PADDED, UNSWAPPABLE, pair
+from families import teacher as make_teacher
 
 from attnopt.core.errors import UserError
-from attnopt.mechanisms import mechanism_names
+from attnopt.mechanisms import load_mechanism, mechanism_names
 from attnopt.student.attach import attach, check_swapped, mechanisms_of
 from attnopt.student.state import StateCache
 from attnopt.student.swap import Swap
-
-COMMON = {"vocab_size": 99, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-LLAMA = {**COMMON, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-GPT2 = {**COMMON, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)),
-    "gpt2 scaled by layer": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, scale_attn_by_inverse_layer_idx=True)),
-    "llama gqa": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA, num_key_value_heads=2)),
-    "llama mqa": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA, num_key_value_heads=1)),
-    "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**LLAMA, num_key_value_heads=2)),
-    "gpt-neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**LLAMA)),
-}
-IDS = torch.randint(1, 99, (2, 11), generator=torch.Generator().manual_seed(0))
-PADDED = torch.ones_like(IDS)
-PADDED[0, :4] = 0
-
-
-def pair(family: str, kind: str = "softmax") -> tuple[Any, Any]:
-    torch.manual_seed(0)
-    teacher = FAMILIES[family]().eval()
-    return teacher, attach(copy.deepcopy(teacher), Swap(kind))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,8 +48,7 @@ def test_a_padded_row_equals_the_row_alone() -> None:
 
 @torch.no_grad()
 def test_the_teacher_is_untouched_by_the_swap() -> None:
-    torch.manual_seed(0)
-    teacher = FAMILIES["gpt2"]().eval()
+    teacher = make_teacher("gpt2")
     before = teacher(IDS).logits
     student = attach(copy.deepcopy(teacher), Swap("none"))
     assert torch.equal(teacher(IDS).logits, before)
@@ -79,12 +57,27 @@ def test_the_teacher_is_untouched_by_the_swap() -> None:
 
 @torch.no_grad()
 def test_layers_choose_where_the_mechanism_goes() -> None:
-    torch.manual_seed(0)
-    teacher = FAMILIES["gpt2"]().eval()
+    teacher = make_teacher("gpt2")
     student = attach(copy.deepcopy(teacher), Swap("none", layers=[1]))
     assert [m.kind for m in mechanisms_of(student)] == ["softmax", "none", "softmax"]
     with pytest.raises(UserError, match=r"layers: \[7\] do not exist, the model has 0 to 2"):
         attach(copy.deepcopy(teacher), Swap("none", layers=[7]))
+
+
+def test_options_are_an_instance_or_a_mapping_and_are_checked() -> None:
+    teacher = make_teacher("gpt2")
+    options = load_mechanism("window").Options(window=4)
+    for swap in (Swap("window", options), Swap("window", {"window": 4})):
+        assert mechanisms_of(attach(copy.deepcopy(teacher), swap))[0].options == options
+    assert mechanisms_of(attach(copy.deepcopy(teacher), Swap("window")))[0].options == type(options)()
+    for swap, reason in (
+        (Swap("window", {"windw": 4}), r"window: options: unknown key 'windw'"),
+        (Swap("window", {"window": 0}), r"window: options: 'window' is 0: input should be"),
+        (Swap("windw"), r"unknown mechanism 'windw' \(did you mean window\?\)"),
+    ):
+        with pytest.raises(UserError, match=reason) as caught:
+            attach(copy.deepcopy(teacher), swap)
+        assert "\n" not in str(caught.value)
 
 
 @torch.no_grad()
@@ -120,14 +113,6 @@ def test_cache_rows_can_be_repeated_and_selected() -> None:
     ours = student(next_ids, use_cache=True, past_key_values=cache).logits[:, -1]
     whole = student(torch.cat([IDS[[1, 0]], next_ids], 1)).logits[:, -1]
     torch.testing.assert_close(ours, whole, rtol=0, atol=1e-5)
-
-
-UNSWAPPABLE: dict[str, tuple[Callable[[], Any], str]] = {
-    "falcon": (lambda: hf.FalconForCausalLM(hf.FalconConfig(**{k: v for k, v in LLAMA.items() if k != "intermediate_size"})), "0 of 3 layers ran"),
-    "gptj": (lambda: hf.GPTJForCausalLM(hf.GPTJConfig(**{**GPT2, "rotary_dim": 4})), "0 of 3 layers ran"),
-    "bloom": (lambda: hf.BloomForCausalLM(hf.BloomConfig(**{**COMMON, "hidden_size": 32, "n_layer": 3, "n_head": 4})), "0 of 3 layers go"),
-    "sliding": (lambda: hf.MistralForCausalLM(hf.MistralConfig(**LLAMA, num_key_value_heads=2, sliding_window=8)), "not full attention"),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", UNSWAPPABLE)

@@ -9,7 +9,6 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,20 +19,17 @@ from attnopt import settings as params
 from attnopt.core.checkpoint import Checkpoint, key_of
 from attnopt.core.errors import RunError, UserError
 from attnopt.records.distill import HistoryRow
+from attnopt.student.attach import attachment_of
 from attnopt.targets.dataset import load_dataset
-from attnopt.training import schedule
 from attnopt.training import trainer as distill
 from attnopt.training.resume import Phase
+from training.world import record
 
 
 @pytest.fixture
 def prepared(workspace: Workspace) -> Workspace:
     workspace.run("tokenize", "cache-logits")
     return workspace
-
-
-def record(variant: str) -> dict:
-    return json.loads(Path(f"results/distill/{variant}/0/record.json").read_text())
 
 
 def test_a_zero_step_softmax_student_is_the_teacher(prepared: Workspace) -> None:
@@ -72,20 +68,6 @@ def test_an_online_teacher_gives_the_cached_result(prepared: Workspace) -> None:
     prepared.set(teacher={"logits": "online"})
     prepared.run("cache-logits", "distill none")
     assert record("none")["kl_end"] == pytest.approx(cached, rel=1e-3)
-
-
-def test_every_pass_sees_every_block_once() -> None:
-    rows = np.concatenate([schedule.batch_rows(10, 4, step, seed=3) for step in range(5)])
-    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
-    assert rows[:10].tolist() != rows[10:].tolist()
-    assert schedule.batch_rows(10, 4, 1, seed=4).tolist() != rows[4:8].tolist()
-
-
-def test_the_schedule_warms_up_and_ends_at_zero() -> None:
-    rates = [schedule.factor(step, 100, 10) for step in range(101)]
-    assert rates[:10] == sorted(rates[:10])
-    assert max(rates) == rates[10] == 1
-    assert rates[100] == pytest.approx(0, abs=1e-9)
 
 
 def test_nan_stops_with_step_variant_and_last_checkpoint(prepared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +133,7 @@ def test_two_trainers_do_not_share_a_checkpoint(workspace: Workspace) -> None:
         pass
 
 
-def test_material_of_another_corpus_or_teacher_is_refused(prepared: Workspace) -> None:
+def test_a_dataset_of_another_corpus_or_teacher_is_refused(prepared: Workspace) -> None:
     prepared.set(corpus={"max_tokens": 500})
     prepared.run("tokenize")
     (prepared.path / "text" / "test.txt").write_text("other text entirely\n" * 40)
@@ -200,7 +182,48 @@ def _stop(step: int, *_: object) -> None:
         raise InterruptedError
 
 
-def test_no_student_is_kept_within_lora(prepared: Workspace) -> None:
-    prepared.set(distill={"steps": 10, "keep": [0.5, 0.9]}, lora={"steps": 10})
-    with pytest.raises(UserError, match=r"none: distill\.keep: 0\.9 of 20 steps lies within the phase lora"):
-        prepared.run("distill none")
+def test_the_trainer_leaves_its_callers_teacher_where_and_as_it_is(
+    prepared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it build anything before it is told to."""
+    settings = params.load_settings()
+    loaded, _ = load_dataset(settings.teacher)
+    weights = {name: t.clone() for name, t in loaded.teacher.state_dict().items()}
+    for name in ("to", "cpu", "cuda"):
+        monkeypatch.setattr(loaded.teacher, name, None)
+    variant = settings.variant("none")
+    trainer = distill.Trainer(loaded, variant, variant.runs()[0])
+    assert not hasattr(trainer, "student")
+    trainer.run()
+    assert all(torch.equal(t, weights[name]) for name, t in loaded.teacher.state_dict().items())
+    assert not any(p.requires_grad for p in loaded.teacher.parameters())
+    assert attachment_of(loaded.teacher) is None
+
+
+def test_the_record_and_the_card_say_the_same_of_the_student(prepared: Workspace) -> None:
+    prepared.set(none={"layers": [1], "weights": "random"})
+    settings = params.load_settings()
+    loaded, _ = load_dataset(settings.teacher)
+    variant = settings.variant("none")
+    trainer = distill.Trainer(loaded, variant, variant.runs()[0])
+    trainer.run()
+    made, card = trainer.record("k"), trainer.card("k", settings.teacher)
+    for key in ("variant", "kind", "control", "seed", "key", "options", "layers", "start"):
+        assert getattr(made, key) == getattr(card, key)
+    assert (made.layers, made.start, made.key) == ([1], "random", "k")
+    assert [row.phase for row in made.phases] == ["distill"]
+    assert made.budget.steps == trainer.log.history[-1].step == 12
+
+
+def test_a_mechanism_that_sees_the_future_is_refused_before_any_training(
+    prepared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared.set(variants={"ahead": "performer_bidirectional"}, ahead={"features": 8})
+    monkeypatch.setattr("attnopt.mechanisms.performer_bidirectional.PerformerBidirectional.control", None)
+    settings = params.load_settings()
+    loaded, _ = load_dataset(settings.teacher)
+    variant = settings.variant("ahead")
+    trainer = distill.Trainer(loaded, variant, variant.runs()[0])
+    with pytest.raises(UserError, match="it would be told what it has to predict"):
+        trainer.prepare()
+    assert not hasattr(trainer, "plan")
