@@ -16,11 +16,11 @@ class BenchParams(Section):
 
     machine: Annotated[str, Field(min_length=1)] = "default"
     """A name for what the hardware's fingerprint cannot tell, such as a power plan: another name measures again."""
-    lengths: Lengths = Field([128, 256, 512, 1024], min_length=1)
+    lengths: Lengths = Field(default=[128, 256, 512, 1024], min_length=1)
     """Context lengths of the whole model, in tokens."""
-    operation_lengths: Lengths = Field([1024, 2048, 4096])
+    operation_lengths: Lengths = Field(default=[1024, 2048, 4096])
     """Context lengths of one layer's attention alone, at the model's geometry; empty skips that level."""
-    phases: list[Phase] = Field(["prefill", "decode", "train"], min_length=1)
+    phases: list[Phase] = Field(default=["prefill", "decode", "train"], min_length=1)
     """prefill: one forward over the context; decode: single tokens after it; train: forward and backward."""
     longest_train: Positive | None = 128
     """Longest context at which the phase train is measured; null sets no limit."""
@@ -36,7 +36,7 @@ class BenchParams(Section):
     """(q3 - q1) / median above which a measurement is taken again, once, and flagged if it stays above."""
     batch: Positive = 1
     """Sequences side by side."""
-    batches: Lengths = Field([])
+    batches: Lengths = Field(default=[])
     """Further batch sizes at which the whole model's prefill and decoding are measured, at every length."""
     memory_gib: Annotated[float, Field(gt=0)] = 16.0
     """The memory for which the report says how many sequences can decode side by side."""
