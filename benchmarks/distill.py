@@ -42,7 +42,7 @@ from attnopt.training.params import AlignParams, DistillParams, LoraParams, Seed
 from attnopt.training.schedule import make_optimizer
 from attnopt.training.trainer import Trainer
 
-SHAPES = {
+SHAPES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "bundled": (
         {"n_layer": 4, "n_embd": 256, "n_head": 4, "vocab_size": 4096, "activation_function": "gelu_pytorch_tanh"},
         (8, 128),
@@ -179,7 +179,8 @@ def main() -> None:
     parser.add_argument("--peak-of", nargs=2, metavar=("SHAPE", "LOOP"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak_of:
-        print(json.dumps(peak(*args.peak_of, args)))
+        shape, loop = args.peak_of
+        print(json.dumps(peak(shape, loop, args)))
         return
     env = environment()
     print(f"{env['cpu']}, {env['cores']} cores, torch {env['torch']}")

@@ -26,15 +26,18 @@ from tables import markdown
 from torch import Tensor, nn
 
 from attnopt import mechanisms
-from attnopt.bench.latency import GPT2, measure_latency
+from attnopt.bench.latency import Times, in_milliseconds, measure_latency
 from attnopt.bench.operation_runner import OperationRunner
-from attnopt.bench.params import BenchParams, Phase
-from attnopt.bench.peak_memory import memory
-from attnopt.bench.subjects import Operation, Runner, Setting, Subject, Work
+from attnopt.bench.params import BenchParams
+from attnopt.bench.peak_memory import measure_peak
+from attnopt.bench.plan import GPT2
+from attnopt.bench.subjects import Operation
+from attnopt.bench.work import Runner, Setting, Subject, Work
 from attnopt.core.files import read_json, write_json
 from attnopt.core.machine import environment
 from attnopt.mechanisms.base import Inputs, State
 from attnopt.ops.linear.chunked import linear_attention
+from attnopt.records.bench import Phase
 
 BASE = "sdpa"
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192, 16384]
@@ -183,8 +186,8 @@ def time_together(results: Results, chosen: Sequence[Entry], phase: Phase, lengt
     if missing:
         found = measure_latency([e.subject for e in missing], length, params)
         run = round(time.time())
-        for (_, name), fields in found.items():
-            results.add(name, phase, length, {"run": run} | _against(fields, found.get((phase, BASE))))
+        for (_, name), times in found.items():
+            results.add(name, phase, length, {"run": run} | _row(phase, times, found.get((phase, BASE))))
 
 
 def decode_together(results: Results, chosen: Sequence[Entry], lengths: Sequence[int], params: BenchParams) -> None:
@@ -195,23 +198,27 @@ def decode_together(results: Results, chosen: Sequence[Entry], lengths: Sequence
         run = round(time.time())
         for at in bound:
             base = found.get(("decode", f"{BASE}@{at.length}"))
-            row = {"run": run} | _against(found["decode", at.name], base)
+            row = {"run": run} | _row("decode", found["decode", at.name], base)
             results.add(at.subject.name, "decode", at.length, row)
 
 
-def _against(fields: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]:
-    """The row of a measurement: `speedup` is SDPA's time over its own."""
-    kept = {k: v for k, v in fields.items() if k != "synthetic_positions"}
-    if base and base.get("samples") and kept.get("samples"):
-        kept["speedup"] = statistics.median(b / a for a, b in zip(kept["samples"], base["samples"], strict=False))
-    return {"samples": [], **kept}
+def _row(phase: Phase, times: Times, base: Times | None) -> dict[str, Any]:
+    """The row of a measurement, times in milliseconds: `speedup` is SDPA's time over its own."""
+    row: dict[str, Any] = {"outcome": times.outcome, "samples": []}
+    if times.samples:
+        shown = in_milliseconds(phase, times.samples)._asdict()
+        row |= {key: shown[key] for key in ("samples", "median", "q1", "q3")} | {"noisy": times.noisy}
+    if base and base.samples and times.samples:
+        row["speedup"] = statistics.median(b / a for a, b in zip(times.samples, base.samples, strict=False))
+    return row
 
 
-def weigh(results: Results, entry: Entry, length: int, params: BenchParams) -> None:
+def measure_peaks(results: Results, entry: Entry, length: int, params: BenchParams) -> None:
     """Peak memory of the timed phases of one subject, in a fresh process."""
     if any(results.lacking([entry], phase, length, "peak_mib") for phase in TIMED):
-        for phase, fields in memory(entry.subject, length, params).items():
-            results.add(entry.name, phase, length, {"peak_mib": fields.get("peak_mib")})
+        for phase in params.phases:
+            peak = measure_peak(entry.subject, phase, length, params).peak_mib
+            results.add(entry.name, phase, length, {"peak_mib": peak})
 
 
 def steps(chosen: Sequence[Entry], lengths: Sequence[int], results: Results, base: BenchParams) -> Iterator[str]:
@@ -230,7 +237,7 @@ def steps(chosen: Sequence[Entry], lengths: Sequence[int], results: Results, bas
     for length in (n for n in lengths if n >= LONG or n in last):
         for entry in (e for e in chosen if length <= e.longest):
             yield f"memory {entry.name} {length}"
-            weigh(results, entry, length, base.model_copy(update={"phases": list(TIMED)}))
+            measure_peaks(results, entry, length, base.model_copy(update={"phases": list(TIMED)}))
 
 
 def main() -> None:

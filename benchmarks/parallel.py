@@ -53,7 +53,10 @@ def main() -> None:
         torch.manual_seed(0)
         mechanism = cls(GEOMETRY, cls.Options(**options))
         x = Inputs(*(torch.randn(8, 4, tokens, 64, requires_grad=True) for _ in range(3)))
-        runs = {"streaming": partial(streamed, mechanism), "parallel": mechanism.parallel}
+        runs: dict[str, Callable[[Inputs], Tensor]] = {
+            "streaming": partial(streamed, mechanism),
+            "parallel": mechanism.parallel,
+        }
         samplers = {how: partial(seconds, partial(passes, run, x)) for how, run in runs.items()}
         for sampler in samplers.values():
             sampler()

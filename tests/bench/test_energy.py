@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from attnopt.bench import energy
-from attnopt.bench.latency import Plan, run_bench
 from attnopt.bench.params import BenchParams
-from attnopt.bench.subjects import Work
+from attnopt.bench.plan import Plan, run_bench
+from attnopt.bench.work import Work
 from attnopt.core.errors import UserError
 
 from .toys import Toy

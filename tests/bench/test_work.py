@@ -1,127 +1,22 @@
-"""What a run does in each phase: models and operations, without processes."""
+"""How a process computes."""
 
-import time
-
-import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from attnopt.bench.latency import sampler
-from attnopt.bench.model_runner import ModelRunner, extend_positions, position_table
-from attnopt.bench.operation_runner import OperationRunner
 from attnopt.bench.params import BenchParams
-from attnopt.bench.subjects import Operation, Setting, Work, dtype_of
-from attnopt.mechanisms.base import Geometry
-from attnopt.student.attach import attach
-from attnopt.student.swap import Swap
-
-SETTING = Setting(batch=2, decode_tokens=3, dtype=torch.float32, device=torch.device("cpu"))
-GEOMETRY = Geometry(heads=4, kv_heads=2, head_dim=8, hidden=32, scaling=8**-0.5)
-
-
-def gpt2() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=96, n_positions=16, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
-    return GPT2LMHeadModel(config).eval()
-
-
-def llama() -> LlamaForCausalLM:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 16}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=96, num_attention_heads=4, num_key_value_heads=2, **sizes)).eval()
-
-
-def swapped() -> GPT2LMHeadModel:
-    return attach(gpt2(), Swap("softmax"))
-
-
-@pytest.mark.parametrize("make", [gpt2, swapped, llama])
-def test_prefill_and_decode_of_a_model_reach_the_length_and_leave_the_context_as_it_was(make):
-    runner = ModelRunner(make(), SETTING)
-    assert runner.work("prefill", 10).run(None).get_seq_length() == 10
-    work = runner.work("decode", 10)
-    assert work.tokens == 3
-    context = work.context()
-    assert work.run(work.copy(context)).get_seq_length() == 13
-    assert context.get_seq_length() == 10
-
-
-def test_extended_positions_change_nothing_below_the_models_own():
-    model = gpt2()
-    ids = torch.arange(16)[None]
-    before = model(input_ids=ids).logits
-    extend_positions(model, 16)
-    assert model.transformer.wpe.num_embeddings == 16
-    extend_positions(model, 40)
-    assert model.transformer.wpe.weight.shape == (40, 32)
-    assert torch.equal(model(input_ids=ids).logits, before)
-    assert model(input_ids=torch.zeros(1, 40, dtype=torch.long)).logits.shape[1] == 40
-
-
-def test_rotary_models_need_no_extension():
-    model = llama()
-    assert position_table(model) is None
-    runner = ModelRunner(model, SETTING)
-    assert not runner.is_synthetic("prefill", 1000)
-    assert runner.work("prefill", 40).run(None).get_seq_length() == 40
-
-
-def test_state_bytes_of_an_untouched_model_follow_its_kv_heads():
-    runner = ModelRunner(llama(), SETTING)
-    expected = 2 * 2 * 2 * 2 * 10 * 8 * 4  # k and v, layers, batch, kv heads, tokens, head dimension, float32
-    assert runner.declared_bytes(10) == runner.state_bytes(runner.work("prefill", 10).run(None)) == expected
-
-
-def test_train_of_a_model_gives_every_weight_a_gradient():
-    gradients = ModelRunner(gpt2(), SETTING).work("train", 10).run(None)
-    assert all(g is not None for g in gradients)
-
-
-def test_phases_of_an_operation():
-    runner = Operation("softmax", GEOMETRY).load(SETTING)
-    assert isinstance(runner, OperationRunner)
-    k, _ = runner.work("prefill", 10).run(None)
-    assert k.shape == (2, 2, 10, 8)
-    work = runner.work("decode", 10)
-    context = work.context()
-    assert work.run(work.copy(context))[0].shape[2] == 13
-    assert context[0][0].shape[2] == 10
-    gradients = runner.work("train", 10).run(None)
-    assert [g.shape[1] for g in gradients] == [4, 2, 2]
-
-
-def test_an_operation_without_gradients_trains_without_error():
-    assert Operation("none", GEOMETRY).load(SETTING).work("train", 10).run(None) is not None
-
-
-def test_a_sample_is_per_token_and_every_run_gets_the_context_as_it_was():
-    seen = []
-    work = Work(lambda context: seen.append(len(context)) or context.append(0) or time.sleep(0.01), list, list, 10**6)
-    sample = sampler(work, SETTING)
-    assert all(1e-8 <= sample() < 1e-4 for _ in range(3))
-    assert seen == [0, 0, 0]
-
-
-def test_params_refuse_what_cannot_be():
-    for wrong in ({"lengths": []}, {"min_iterations": 1}, {"phases": ["prefil"]}, {"length": [1]}, {"dtype": "int8"}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            BenchParams.model_validate(wrong)
-
-
-def test_a_training_step_is_measured_up_to_its_longest_context_and_at_the_first_batch():
-    params = BenchParams(longest_train=64, batches=[4])
-    assert params.at(64, 1).phases == ["prefill", "decode", "train"]
-    assert params.at(65, 1).phases == ["prefill", "decode"]
-    assert (params.at(64, 4).phases, params.at(64, 4).batch) == (["prefill", "decode"], 4)
-    assert "train" in BenchParams(longest_train=None).at(10**6, 1).phases
-
-
-def test_weights_are_counted_once_with_their_buffers():
-    model = gpt2()
-    tied = sum(p.numel() for p in model.parameters()) * 4
-    assert ModelRunner(model, SETTING).weight_bytes() == tied + sum(b.nbytes for b in model.buffers())
+from attnopt.bench.work import dtype_of, settle_process
 
 
 def test_the_precision_is_the_devices_own_unless_told():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert [dtype_of(BenchParams(), d) for d in (cpu, gpu)] == [torch.float32, torch.bfloat16]
     assert dtype_of(BenchParams(dtype="float16"), cpu) == torch.float16
+
+
+def test_a_process_is_settled_as_the_params_say():
+    before = torch.get_num_threads()
+    try:
+        setting = settle_process(BenchParams(threads=3, batch=4, decode_tokens=5, device="cpu"))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert (setting.batch, setting.decode_tokens, setting.dtype, setting.cuda) == (4, 5, torch.float32, False)

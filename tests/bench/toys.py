@@ -13,14 +13,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from attnopt.bench.model_runner import ModelRunner
 from attnopt.bench.operation_runner import OperationRunner
-from attnopt.bench.params import Phase
-from attnopt.bench.subjects import Runner, Setting, Work
+from attnopt.bench.params import BenchParams
+from attnopt.bench.work import Runner, Setting, Work
 from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, State
+from attnopt.records.bench import Phase
 from attnopt.student.attach import attach
 from attnopt.student.swap import Swap
 
 MIB = 2**20
+QUICK = BenchParams(phases=["prefill"], threads=1, device="cpu", max_spread=1e9, min_seconds=0)
+FEW = QUICK.model_copy(update={"min_iterations": 3})
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,22 @@ class Toy:
 
 
 @dataclass(frozen=True)
+class FailsLater(Toy):
+    """A toy that is killed in its third run: the memory pass' first is to warm up, its second is measured."""
+
+    def work(self, phase: Phase, length: int) -> Work:
+        return Work(self._third_fails)
+
+    def _third_fails(self, _: None) -> None:
+        runs.append(None)
+        self._fail("killed") if len(runs) == 3 else self._cost(1)
+
+
+runs: list[None] = []
+"""Of this process."""
+
+
+@dataclass(frozen=True)
 class TinyGPT2:
     """A random GPT-2 of two layers and 64 positions, with SDPA softmax or a mechanism."""
 
@@ -124,3 +143,23 @@ class Planted:
         softmax = load_mechanism("softmax")
         geometry = Geometry(heads=2, kv_heads=1, head_dim=16, hidden=32, scaling=0.25)
         return OperationRunner(_SlowSoftmax(softmax(geometry, softmax.Options()), self.seconds), geometry, setting)
+
+
+class Cuda:
+    """torch.cuda's bookkeeping: a caching allocator that holds 10 MiB at first and has reserved 20."""
+
+    def __init__(self):
+        self.allocated, self.reserved = 10 * MIB, 20 * MIB
+        self.most = [0, 0]
+
+    def take(self, allocated: int, reserved: int) -> None:
+        self.most = [max(self.most[0], self.allocated + allocated), max(self.most[1], self.reserved + reserved)]
+
+    def install(self, monkeypatch) -> None:
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: setattr(self, "reserved", 12 * MIB))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: self.allocated)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: self.reserved)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: setattr(self, "most", [0, 0]))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: self.most[0])
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: self.most[1])

@@ -3,9 +3,9 @@
 import pytest
 from bench.toys import TinyGPT2
 
-from attnopt.bench.latency import Plan, run_bench
 from attnopt.bench.params import BenchParams
-from attnopt.bench.tables import Measurement
+from attnopt.bench.plan import Plan, run_bench
+from attnopt.records.bench import Measurement
 from attnopt.report.data.capacity import capacities
 
 MIB = 2**20
