@@ -94,14 +94,18 @@ def report(
     compare: Annotated[bool, typer.Option("--compare", help="Put the runs on one page, reports/compare.html.")] = False,
 ) -> None:
     """Build reports/index.html, reports/report.md and reports/metrics.json from the records; or compare runs."""
+    from attnopt.report.params import ReportParams
+    from attnopt.settings import load_settings
     from stages import report as stage
 
     if runs and not compare:
         raise UserError(f"report takes no argument ('{runs[0]}') but with --compare")
     if compare:
-        stage.compare(runs or [])
+        shown = load_settings().report if Path("params.yaml").is_file() else ReportParams()
+        stage.compare(runs or [], shown)
     else:
-        stage.run()
+        settings = load_settings()
+        stage.run(settings.variants, settings.controls, settings.report)
 
 
 @app.command()

@@ -18,7 +18,6 @@ def run(name: str) -> None:
     from attnopt.bench.tables import bench_record
     from attnopt.core.files import write_json, written_aside
     from attnopt.core.progress import progress_bar
-    from attnopt.report.data.capacity import capacities
 
     settings = params.load_settings()
     variant = settings.variant(name)
@@ -28,7 +27,6 @@ def run(name: str) -> None:
     with written_aside(RESULTS / "bench" / name) as aside:
         aside.mkdir()
         made = bench_record(name, variant.kind, control, settings.bench, load_before, found)
-        made["capacity"] = capacities(found, settings.bench.memory_gib)
         write_json(aside / "record.json", made)
 
 

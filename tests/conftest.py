@@ -105,9 +105,16 @@ class Workspace:
         """Call stages in this process: "tokenize", "distill none"."""
         import importlib
 
+        from attnopt.settings import load_settings
+
         for stage in stages:
             name, *arguments = stage.split()
-            importlib.import_module(f"stages.{name.replace('-', '_')}").run(*arguments)
+            module = importlib.import_module(f"stages.{name.replace('-', '_')}")
+            if name == "report":
+                settings = load_settings(self.params)
+                module.run(settings.variants, settings.controls, settings.report)
+            else:
+                module.run(*arguments)
 
 
 def small_world(tiny: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
