@@ -269,7 +269,9 @@ def _measurement(
     level: str, subject: str, phase: str, length: int, samples: list[float], size: int, **others: Any
 ) -> Measurement:
     """Out of memory where there is no sample."""
-    times = zip(("q1", "median", "q3"), np.quantile(samples, [0.25, 0.5, 0.75]).tolist() if samples else (), strict=False)
+    times = zip(
+        ("q1", "median", "q3"), np.quantile(samples, [0.25, 0.5, 0.75]).tolist() if samples else (), strict=False
+    )
     fields = {
         "batch": 1,
         "unit": "ms/token" if phase == "decode" else "ms",
