@@ -97,9 +97,12 @@ def report(
     if runs and not compare:
         raise UserError(f"report takes no argument ('{runs[0]}') but with --compare")
     if compare:
+        from attnopt.report.params import ReportParams
+        from attnopt.settings import load_settings
         from stages.report import compare as compare_runs
 
-        compare_runs(runs or [])
+        shown = load_settings(variants=False).report if Path("params.yaml").is_file() else ReportParams()
+        compare_runs(runs or [], shown)
     else:
         _run("report", check=False)
 

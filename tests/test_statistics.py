@@ -1,11 +1,28 @@
-"""Exponents, extrapolations and crossovers of costs that are known."""
+"""Exponents, extrapolations and crossovers of costs that are known; estimates, correlations and resampling against scipy."""
 
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats as reference
 
-from attnopt.statistics import crossover, crossover_interval, extrapolate, extrapolations, fit_exponent
+from attnopt.statistics import (
+    STANDARD_ERRORS,
+    Estimate,
+    bootstrap,
+    crossover,
+    crossover_interval,
+    extrapolate,
+    extrapolations,
+    fit_exponent,
+    margin,
+    pareto,
+    percentiles,
+    pooled_deviation,
+    spearman,
+    student_t,
+)
 
 LENGTHS = [256, 512, 1024, 2048, 4096]
 
@@ -14,6 +31,14 @@ LENGTHS = [256, 512, 1024, 2048, 4096]
 def test_exponent_of_a_power_is_exact(exponent):
     fit = fit_exponent(LENGTHS, [3.0 * n**exponent for n in LENGTHS])
     assert fit == pytest.approx((exponent, exponent, exponent), abs=1e-9)
+
+
+def test_an_exponent_and_its_interval_are_those_of_scipys_regression():
+    rng = np.random.default_rng(0)
+    costs = np.array(LENGTHS) ** 1.2 * np.exp(0.2 * rng.standard_normal(5))
+    same, found = reference.linregress(np.log(LENGTHS), np.log(costs)), fit_exponent(LENGTHS, costs)
+    assert found.exponent == pytest.approx(same.slope)
+    assert (found.high - found.low) / 2 == pytest.approx(reference.t.ppf(0.975, 3) * same.stderr)
 
 
 def test_interval_covers_the_truth_in_95_of_100_noisy_runs():
@@ -132,3 +157,92 @@ def test_crossover_interval_covers_the_crossover_and_grows_with_the_noise():
 def test_crossover_interval_beyond_the_lengths_is_open():
     never = crossover_interval(LENGTHS, [[2.0, 2.1]] * 5, [[1.0, 1.1]] * 5)
     assert never == (None, None)
+
+
+def test_an_estimates_interval_is_that_of_a_normal_error():
+    low, high = Estimate(3.0, 0.5).interval
+    assert (low, high) == pytest.approx(reference.norm.interval(0.95, 3.0, 0.5), abs=1e-4)
+    assert margin(0.5) == pytest.approx((high - low) / 2)
+
+
+def test_an_estimate_is_clearly_above_another_by_the_error_of_their_difference():
+    low, high = Estimate(1.0, 0.3), Estimate(2.0, 0.4)
+    assert high.minus(low) == Estimate(1.0, 0.5)
+    assert high.clearly_above(low), "2 standard errors of 0.5"
+    assert not Estimate(1.97, 0.4).clearly_above(low), "1.94 of them"
+    assert not low.clearly_above(high)
+    assert Estimate(0.2, 0.1).clearly_above(0.0)
+    assert not Estimate(0.19, 0.1).clearly_above(0.0)
+
+
+def test_without_an_error_nothing_is_clear():
+    assert not Estimate(5.0, math.nan).clearly_above(0.0)
+    assert not Estimate(0.0, math.nan).minus(Estimate(5.0, 0.1)).clearly_above(0.0)
+
+
+def test_half_a_t_interval_in_standard_errors():
+    assert student_t(1) == pytest.approx(12.706, abs=1e-3)
+    assert student_t(np.array([1, 3, 7])) == pytest.approx(reference.t.ppf(0.975, [1, 3, 7]))
+    assert np.isnan(student_t(0))
+    assert student_t(10_000) == pytest.approx(STANDARD_ERRORS, abs=1e-3)
+    assert student_t(4, confidence=0.9) == pytest.approx(2.132, abs=1e-3)
+
+
+def test_groups_share_a_deviation_by_their_degrees_of_freedom():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"group": [0, 0, 0, 1, 1, 2], "x": rng.normal(size=6)})
+    groups = frame.groupby("group")["x"]
+    within = frame["x"] - groups.transform("mean")
+    deviation, freedom = pooled_deviation(groups.var(), groups.size())
+    assert freedom == 3
+    assert deviation == pytest.approx(math.sqrt(float((within**2).sum()) / 3))
+    alone = frame.iloc[[0, 3]].groupby("group")["x"]
+    assert pooled_deviation(alone.var(), alone.size()) == (pytest.approx(math.nan, nan_ok=True), 0)
+
+
+def test_spearman_agrees_with_scipy_also_with_ties():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        x, y = rng.integers(0, 6, 12), rng.normal(size=12)
+        assert spearman(x, y) == pytest.approx(reference.spearmanr(x, y).statistic)
+
+
+def test_spearman_of_a_constant_is_undefined():
+    assert np.isnan(spearman(np.ones(4), np.arange(4)))
+
+
+def test_the_bootstrap_covers_a_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        rows = rng.normal(size=40)
+        low, high = bootstrap([row[None] for row in rows], lambda x: float(x.mean()), 300, seed)
+        hits += low < 0 < high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_the_bootstrap_draws_whole_groups():
+    """Two groups without spread inside: the interval spans them, however many rows each has."""
+    groups = [np.zeros(1000), np.ones(1000)]
+    assert bootstrap(groups, lambda x: float(x.mean()), 500) == (0.0, 1.0)
+
+
+def test_the_bootstrap_of_single_rows_is_scipys():
+    rows = np.random.default_rng(1).normal(size=30)
+    found = bootstrap([row[None] for row in rows], lambda x: float(x.mean()), 400)
+    generator = np.random.default_rng(0)
+    same = reference.bootstrap((rows,), np.mean, n_resamples=400, method="percentile", random_state=generator)
+    assert found == pytest.approx(tuple(same.confidence_interval))
+
+
+def test_percentiles_leave_out_what_is_undefined():
+    assert percentiles(np.array([np.nan, 1.0, 1.0])) == (1.0, 1.0)
+    assert np.isnan(percentiles(np.array([np.nan]))).all()
+
+
+def test_the_pareto_front_agrees_with_its_definition():
+    rng = np.random.default_rng(0)
+    costs = rng.integers(0, 4, (30, 3))
+    for row, on_front in zip(costs, pareto(costs), strict=True):
+        beaten = any(all(o <= row) and any(o < row) for o in costs)
+        assert on_front == (not beaten)

@@ -38,8 +38,6 @@ class BenchParams(Section):
     """Sequences side by side."""
     batches: Lengths = Field(default=[])
     """Further batch sizes at which the whole model's prefill and decoding are measured, at every length."""
-    memory_gib: Annotated[float, Field(gt=0)] = 16.0
-    """The memory for which the report says how many sequences can decode side by side."""
     energy: Literal["rapl", "nvml"] | None = None
     """Also measure energy: `nvml` of an NVIDIA GPU (needs nvidia-ml-py), `rapl` of the processor on Linux."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -143,9 +143,8 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            if list(reader.fieldnames or []) != list(kind.model_fields):
-                lacking = [name for name in kind.model_fields if name not in (reader.fieldnames or [])]
-                raise UserError(f"{path}: its columns lack {', '.join(lacking) or 'their order'}: {again}")
+            if misfit := _column_misfit(list(reader.fieldnames or []), list(kind.model_fields)):
+                raise UserError(f"{path}: {misfit}: {again}")
             return [kind.model_validate({k: v if v != "" else None for k, v in row.items()}) for row in reader]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {again}") from None
@@ -153,3 +152,14 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
         raise UserError(f"{path}: {first_misfit(error)}: {again}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({error}): {again}") from None
+
+
+def _column_misfit(found: list[str], known: list[str]) -> str:
+    """What is wrong with a header; empty where nothing is."""
+    lacking = ", ".join(name for name in known if name not in found)
+    surplus = ", ".join(name for name in found if name not in known)
+    if lacking:
+        return f"it lacks the column {lacking}" + (f" and has {surplus}" if surplus else "")
+    if surplus:
+        return f"it has the column {surplus}, which this version does not know"
+    return "" if found == known else "its columns are in another order"

@@ -1,0 +1,1 @@
+"""The report: typed records in, a page of answers with their evidence and limits out."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from attnopt.report.data import extrapolation, summary
@@ -14,21 +13,28 @@ from attnopt.report.params import ReportParams
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import SHAPES, Figure, Series, Style, numbered
 from attnopt.report.parts.tables import Table
+from attnopt.statistics import Estimate
 
 CONTROL_LOOKS = {"softmax": Style("ink", "plus"), "none": Style("grey", "minus", "2 3")}
 LEVELS = {"model": "whole model", "operation": "attention alone"}
 KL = "KL(teacher ‖ student), nats per token"
 ZERO = 1e-5
 """A KL under this is the teacher itself, and off every logarithmic axis."""
+EXTRAPOLATED = "extrapolated_from"
+"""The column of a download that says which measured lengths a cost was extrapolated from."""
 
 
 @dataclass
 class Context:
-    """One run and what several questions need of it.
+    """One run and what several questions need of it; made by `Context.of`.
 
     Attributes:
-        quality: as `summary.quality` has it. looks: one style per variant.
-        measured: lengths to choose for. extrapolated: those besides that were asked for and not measured.
+        records: the run's tables.
+        params: the section `report` of params.yaml.
+        quality: one row per variant, best first, as `summary.quality` has it.
+        measured: context lengths to choose a variant for, in tokens, rising.
+        extrapolated: those besides that were asked for and not measured.
+        looks: one style per variant.
     """
 
     records: Records
@@ -40,6 +46,7 @@ class Context:
 
     @classmethod
     def of(cls, records: Records, params: ReportParams) -> "Context":
+        """What the records say, summarized for one split and the lengths asked for."""
         return cls(
             records=records,
             params=params,
@@ -58,8 +65,10 @@ class Context:
     def costs(self) -> dict[int, pd.DataFrame]:
         """What every variant costs at these lengths, as `summary.cost` or `extrapolation.cost` has it."""
         found = {length: summary.cost(self.records, length) for length in self.measured}
-        more = {n: extrapolation.cost(self.records, n, self.params.resamples) for n in self.extrapolated}
-        return dict(sorted((found | more).items()))
+        for length in self.extrapolated:
+            cost = extrapolation.cost(self.records, length, self.params.resamples)
+            found[length] = cost.assign(**{EXTRAPOLATED: words.listing(self.basis.lengths if self.basis else [])})
+        return dict(sorted(found.items()))
 
     @cached_property
     def basis(self) -> extrapolation.Basis | None:
@@ -76,26 +85,38 @@ class Context:
         """A row per run on the report's split."""
         return self.records.quality[self.records.quality["split"] == self.params.split]
 
-    def kl(self, variant: str) -> tuple[float, float]:
+    def kl(self, variant: str) -> Estimate:
+        """KL(teacher || student) in nats per token, mean over seeds, with its error from blocks and seeds."""
         row = self.quality.loc[variant]
-        return float(row["kl"]), float(row["kl_se"])
+        return Estimate(float(row["kl"]), float(row["kl_se"]))
 
-    def worse_by(self, variant: str, than: str) -> tuple[float, float]:
-        """KL difference and its standard error, the two taken as independent (on shared blocks: an upper bound)."""
-        (a, a_se), (b, b_se) = self.kl(variant), self.kl(than)
-        return a - b, float(np.hypot(a_se, b_se))
+    def worse_by(self, variant: str, than: str) -> Estimate:
+        """Difference of two variants' KL, taken as independent: on shared blocks its error is an upper bound."""
+        return self.kl(variant).minus(self.kl(than))
 
     def name(self, variant: str) -> str:
         """A variant's name as tables and legends show it."""
         return f"{variant} (leaks)" if variant in self.records.leaks else variant
 
     def names(self, variants: Sequence[Any] | pd.Index) -> str:
+        """Several of them in a sentence."""
         return words.listing(self.name(str(v)) for v in variants)
 
     def series(self, variant: Any, x: Any, y: Any, **options: Any) -> Series:
-        """A variant's points in its own colour."""
+        """A variant's points in its own colour.
+
+        Args:
+            x, y: of the points, equally many.
+            options: further fields of Series; columns of a table become lists.
+        """
         options = {key: list(v) if isinstance(v, pd.Series) else v for key, v in options.items()}
         return Series(self.name(str(variant)), self.looks[str(variant)], list(x), list(y), **options)
+
+    @property
+    def teacher_name(self) -> str:
+        """What the teacher is and where it came from: bundled, a hub's id, a path."""
+        source = self.records.teacher.source
+        return " ".join(str(source[key]) for key in ("source", "id", "path", "revision") if source.get(key))
 
     @property
     def hardware(self) -> str:
@@ -107,11 +128,15 @@ class Context:
 
 @dataclass(kw_only=True)
 class Answer:
-    """One of the study's questions, answered by this run.
+    """One of the study's questions, answered by this run. All of its text is computed; **...** is bold.
 
     Attributes:
-        short: the answer in one sentence, for the summary. sentences: the evidence.
-        limits: what this run cannot say about it. All computed; **...** is bold.
+        slug: the anchor of its section.
+        question: as the page asks it.
+        short: the answer in one sentence, for the summary.
+        sentences: the evidence.
+        limits: what this run cannot say about it.
+        figures, tables: what the sentences rest on.
     """
 
     slug: str

@@ -1,37 +1,38 @@
 """The tables that are not about one question: results, what was run and on what, the study's own numbers."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from attnopt.records.corpus import CorpusManifest
 from attnopt.report.context import Context
 from attnopt.report.parts import formats as words
-from attnopt.report.parts.tables import Cell, Table, column
+from attnopt.report.parts.tables import Column, Table, column, variant_column
+from attnopt.report.published import STUDY
 
 
 def results(context: Context) -> Table:
     frame = context.quality.drop(columns=["unfitted", "fitted", "end"]).reset_index(names="variant")
-    columns: dict[str, Cell] = {
-        "variant": column("variant", context.name),
-        "role": column("role"),
-        "KL forward": lambda r: words.plus_minus(r["kl"], r["kl_se"]),
-        "spread over seeds": _spread,
-        "95 % t interval": lambda r: words.interval(r["kl_low"], r["kl_high"]) if r["seeds"] > 1 else words.MISSING,
-        "KL reverse": column("kl_reverse", words.number),
-        "JSD": column("jsd", words.number),
-        "top-1 agrees": column("top1_agreement", words.percent),
-        "perplexity over teacher's": column("ppl_ratio", words.times),
-        "per token": column("ppl_token", words.number),
-        "per word": column("ppl_word", words.number),
-        "per byte": column("ppl_byte", words.number),
-        "trained weights": column("trained", words.millions),
-        "tokens": column("tokens", words.millions),
-        "FLOPs": column("flops", words.flops),
-        "time": column("seconds", words.duration),
-    }
+    columns = [
+        variant_column(context.name),
+        column("role", "role", kind="text"),
+        Column("KL forward", lambda r: words.plus_minus(r["kl"], r["kl_se"])),
+        Column("spread over seeds", _spread),
+        Column("95 % t interval", _t_interval),
+        column("KL reverse", "kl_reverse", words.number),
+        column("JSD", "jsd", words.number),
+        column("top-1 agrees", "top1_agreement", words.percent),
+        column("perplexity over teacher's", "ppl_ratio", words.times),
+        column("per token", "ppl_token", words.number),
+        column("per word", "ppl_word", words.number),
+        column("per byte", "ppl_byte", words.number),
+        column("trained weights", "trained", words.millions),
+        column("tokens", "tokens", words.millions),
+        column("FLOPs", "flops", words.flops),
+        column("time", "seconds", words.duration),
+    ]
     return Table(
         name="results",
         title="Quality and cost of training",
@@ -41,7 +42,6 @@ def results(context: Context) -> Table:
         note=f"The {context.params.split} split, means over seeds; ± is one standard error over blocks "
         f"and seeds; the t interval is over seeds alone, {_runs(context)}. "
         "KL and JSD in nats per token. The teacher stands beside itself; controls are compared with, not ranked.",
-        text={"variant", "role"},
     )
 
 
@@ -55,6 +55,10 @@ def _teacher_row(context: Context) -> pd.DataFrame:
 
 def _spread(row: Any) -> str:
     return words.number(row["kl_spread"], 2) if row["seeds"] > 1 else "one run" if row["seeds"] else words.MISSING
+
+
+def _t_interval(row: Any) -> str:
+    return words.interval(row["kl_low"], row["kl_high"]) if row["seeds"] > 1 else words.MISSING
 
 
 def _runs(context: Context) -> str:
@@ -71,7 +75,7 @@ def everything(context: Context) -> list[Table]:
 
 def _run(context: Context) -> Table:
     run = context.records
-    frame = pd.DataFrame([*_corpus(run.corpus), *_teacher(run.teacher), *_budget(run.runs)], columns=["what", "value"])
+    frame = pd.DataFrame([*_corpus(run.corpus), *_teacher(context), *_budget(run.runs)], columns=["what", "value"])
     if run.sampling:
         frame.loc[len(frame)] = [
             "sampling",
@@ -80,39 +84,25 @@ def _run(context: Context) -> Table:
     return Table(
         name="run",
         title="Corpus, teacher and budget",
-        columns={"what": column("what"), "value": column("value")},
+        columns=[column("what", "what", kind="text"), column("value", "value", kind="wide")],
         frame=frame,
         command="dvc repro",
-        text={"what"},
-        wide={"value"},
     )
 
 
-def _corpus(corpus: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    if corpus:
-        source = ", ".join(str(corpus[key]) for key in ("source", "name") if corpus.get(key))
-        yield "corpus", f"{source}, blocks of {corpus.get('block')} tokens"
-        yield "digests", f"corpus {str(corpus.get('sha256'))[:16]}, tokenizer {str(corpus.get('tokenizer'))[:16]}"
-    for name, split in (corpus.get("splits") or {}).items():
-        sizes = [
-            f"{words.count(split[k])} {k}" for k in ("documents", "words", "bytes", "tokens", "blocks") if k in split
-        ]
-        yield f"{name} split", ", ".join(sizes)
+def _corpus(corpus: CorpusManifest) -> Iterable[tuple[str, str]]:
+    source = ", ".join(filter(None, (corpus.source, corpus.name)))
+    yield "corpus", f"{source}, blocks of {corpus.block} tokens"
+    yield "digests", f"corpus {corpus.sha256[:16]}, tokenizer {corpus.tokenizer[:16]}"
+    for name, split in corpus.splits.items():
+        yield f"{name} split", ", ".join(f"{words.count(size)} {what}" for what, size in split.model_dump().items())
 
 
-def _teacher(teacher: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    if teacher:
-        shape = [f"{key.replace('_', ' ')} {value}" for key, value in (teacher.get("config") or {}).items()]
-        yield "teacher", ", ".join([teacher_name(teacher), *shape])
-        yield "teacher fingerprint", str(teacher.get("fingerprint"))[:16]
-
-
-def teacher_name(teacher: dict[str, Any]) -> str:
-    """What and from where: bundled, a hub's id, a path."""
-    source = teacher.get("source") or {}
-    if isinstance(source, str):
-        source = {"source": source}
-    return " ".join(str(source[key]) for key in ("source", "id", "path", "revision") if source.get(key))
+def _teacher(context: Context) -> Iterable[tuple[str, str]]:
+    teacher = context.records.teacher
+    shape = [f"{key.replace('_', ' ')} {value}" for key, value in teacher.config.model_dump().items()]
+    yield "teacher", ", ".join([context.teacher_name, *shape])
+    yield "teacher fingerprint", teacher.fingerprint[:16]
 
 
 def _budget(runs: pd.DataFrame) -> Iterable[tuple[str, str]]:
@@ -137,16 +127,14 @@ def _variants(context: Context) -> Table:
     return Table(
         name="variants",
         title="Variants",
-        columns={
-            "variant": column("variant", context.name),
-            "kind": column("kind"),
-            "options": column("options"),
-            "layers replaced": column("layers"),
-        },
+        columns=[
+            variant_column(context.name),
+            column("kind", "kind", kind="text"),
+            column("options", "options", kind="wide"),
+            column("layers replaced", "layers", kind="text"),
+        ],
         frame=frame,
         command="dvc repro distill",
-        text={"variant", "kind", "layers replaced"},
-        wide={"options"},
     )
 
 
@@ -168,10 +156,9 @@ def _environments(context: Context) -> Table:
     return Table(
         name="environments",
         title="Machines and versions",
-        columns={str(key): column(str(key), _shown) for key in frame},
+        columns=[column(str(key), str(key), _shown, "text") for key in frame],
         frame=frame,
         command="dvc repro",
-        text=set(frame.columns),
     )
 
 
@@ -182,10 +169,9 @@ def _failures(context: Context) -> list[Table]:
     table = Table(
         name="failures",
         title="What did not fit",
-        columns={key: column(key, _shown) for key in keys},
+        columns=[variant_column(), *(column(key, key, _shown, "text") for key in keys[1:])],
         frame=frame,
         command="dvc repro bench",
-        text=set(keys),
     )
     return [table] if len(frame) else []
 
@@ -200,51 +186,6 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-@dataclass(frozen=True)
-class Reported:
-    """What the study said of one variant, and why it differs from what is measured here."""
-
-    study: str
-    kind: str
-    loss: str
-    text: str
-    differs: str
-
-
-STUDY = (
-    Reported(
-        "masks",
-        "masks",
-        "2.6113 → 0.5875 in 10 epochs (others: 2.1470 → 0.3881 in 100; 1.4750 → 0.5875)",
-        "decent",
-        "Its loss was KL plus cross-entropy on the training text. Here: KL alone, held out.",
-    ),
-    Reported(
-        "Performer",
-        "performer",
-        "2.4290 → 0.1872 in 45 epochs (earlier: 3.1287 → 2.2994 in 50, with NaN)",
-        "poor",
-        "It summed over the whole sequence and so saw the tokens it predicts, with features that are not the softmax "
-        "kernel's. Here: causal, positive orthogonal features.",
-    ),
-    Reported(
-        "Performer",
-        "performer_bidirectional",
-        "the same runs",
-        "poor",
-        "The study's non-causal form, kept as a negative control: it shows what a leak does to KL.",
-    ),
-    Reported(
-        "NSA",
-        "nsa",
-        "713.74 → 33.46 in 50 epochs (earlier: 331.67 → 175.68 in 5)",
-        "incoherent",
-        "Its KL was a sum over the batch and its targets shifted by a position; 12 blocks shared one attention module, "
-        "MLPs and norms started afresh. Here: a mean per token, aligned, the teacher's own weights.",
-    ),
-)
-
-
 def study(context: Context) -> Table:
     """One row per variant of the study and per variant here of that kind."""
     rows = []
@@ -254,27 +195,25 @@ def study(context: Context) -> Table:
     return Table(
         name="study",
         title="Reported there, measured here",
-        columns={
-            "study": column("study"),
-            "its training loss": column("loss"),
-            "its text": column("text"),
-            "here": lambda r: r["variant"] or "not run",
-            "held-out KL": lambda r: words.plus_minus(r["kl"], r["kl_se"]),
-            "samples' perplexity": column("sample_ppl", words.number),
-            "why they differ": column("differs"),
-        },
+        columns=[
+            column("study", "study", kind="text"),
+            column("its training loss", "loss", kind="wide"),
+            column("its text", "text", kind="text"),
+            Column("here", lambda r: r["variant"] or "not run", "text"),
+            Column("held-out KL", lambda r: words.plus_minus(r["kl"], r["kl_se"])),
+            column("samples' perplexity", "sample_ppl", words.number),
+            column("why they differ", "differs", kind="wide"),
+        ],
         frame=pd.DataFrame(rows),
         command="dvc repro",
         note="The study distilled GPT-2 small (124M parameters) on WikiText-2, one run per variant, and reported "
         "training losses that are on three different scales. Here: KL(teacher ‖ student) per token on held-out text.",
-        text={"study", "its text", "here"},
-        wide={"its training loss", "why they differ"},
     )
 
 
 def _ours(context: Context, variant: str) -> dict[str, Any]:
     if not variant:
         return {"variant": "", "kl": None, "kl_se": None, "sample_ppl": None}
-    kl, se = context.kl(variant)
+    kl = context.kl(variant)
     scores = np.log(context.records.samples.loc[context.records.samples["variant"] == variant, "teacher_ppl"])
-    return {"variant": variant, "kl": kl, "kl_se": se, "sample_ppl": float(np.exp(scores.mean()))}
+    return {"variant": variant, "kl": kl.value, "kl_se": kl.error, "sample_ppl": float(np.exp(scores.mean()))}

@@ -1,6 +1,7 @@
 """The report itself: one page, its Markdown twin with PNGs, the tables as CSV, and the metrics that DVC shows."""
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -10,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from attnopt.core.files import write_json, written_aside
-from attnopt.report import overview as evidence
-from attnopt.report import questions
+from attnopt.core.paths import RESULTS
+from attnopt.report import overview, questions
 from attnopt.report.context import Answer, Context
-from attnopt.report.data import read as records
 from attnopt.report.data import summary
-from attnopt.report.data.read import SCORES, TEXTS
+from attnopt.report.data.files import seeds_of
+from attnopt.report.data.read import read_records, record_warnings
+from attnopt.report.data.tables import SCORES, TEXTS
 from attnopt.report.params import ReportParams
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Figure, plain
@@ -53,10 +55,10 @@ class Report:
         return cls(
             context=context,
             answers=questions.answers(context),
-            results=evidence.results(context),
-            study=evidence.study(context),
-            evidence=evidence.everything(context),
-            warnings=records.record_warnings(context.records),
+            results=overview.results(context),
+            study=overview.study(context),
+            evidence=overview.everything(context),
+            warnings=record_warnings(context.records),
         )
 
     @property
@@ -72,18 +74,27 @@ class Report:
 def write_report(
     root: Path,
     variants: Mapping[str, str],
-    seeds: Sequence[int],
     params: ReportParams,
     out: Path,
     controls: Sequence[str] | None = None,
 ) -> list[str]:
-    """Read the records under `root`, write the report into the folder `out`: index.html, report.md, figures/, data/,
-    metrics.json. Results of variants that are not listed are deleted first.
+    """Read a run's records and write its report: index.html, report.md, figures/, data/ and metrics.json.
 
-    Returns: the warnings that the page carries. Raises: UserError where there is no record, or a damaged one.
+        write_report(Path("."), {"softmax": "softmax", "performer": "performer"}, ReportParams(), Path("reports"))
+
+    Args:
+        root: the project's folder, whose records are read and left as they are.
+        variants: name -> kind, as params.yaml lists them; results of others are not looked at.
+        params: the section `report` of params.yaml.
+        out: the folder to write into; made where it is missing.
+        controls: variants that do not compete; None: those of the kinds softmax and none.
+
+    Returns: the warnings that the page carries.
+
+    Raises: UserError where there is no record, or one that is damaged, of another format or without a key; what `out`
+        held before then stays.
     """
-    records.prune_results(root, variants)
-    report = Report.of(Context.of(records.read_records(root, variants, seeds, controls), params))
+    report = Report.of(Context.of(read_records(root, variants, params, controls), params))
     with written_aside(out / "figures") as folder:
         folder.mkdir()
         drawn = {figure.name: [path.name for path in png.draw_png(figure, folder)] for figure in report.figures}
@@ -96,6 +107,17 @@ def write_report(
             aside.write_text(text, encoding="utf-8")
     write_json(out / "metrics.json", metrics(report.context))
     return report.warnings
+
+
+def write_histories(root: Path, variants: Iterable[str], out: Path) -> None:
+    """Every run's history under a name of its own, NAME-SEED.csv in the folder `out`, for `dvc plots`."""
+    with written_aside(out) as aside:
+        aside.mkdir()
+        for name in variants:
+            for seed in seeds_of(root, name):
+                history = root / RESULTS / "distill" / name / str(seed) / "history.csv"
+                if history.is_file():
+                    shutil.copy(history, aside / f"{name}-{seed}.csv")
 
 
 def downloads(report: Report) -> dict[str, str]:
@@ -154,17 +176,15 @@ def markdown(report: Report, drawn: Mapping[str, list[str]]) -> str:
 
 def facts(context: Context) -> list[str]:
     """The run in one line."""
-    run, found = context.records, []
-    if run.teacher:
-        size = words.millions((run.teacher.get("config") or {}).get("parameters"))
-        found.append(f"teacher {evidence.teacher_name(run.teacher)} ({size} parameters)")
-    if run.corpus:
-        found.append(f"corpus {run.corpus.get('source')}")
+    run = context.records
     seeds = sorted({int(s) for s in [*run.runs["seed"], *run.quality["seed"]]})
-    found.append(f"{words.plural(len(run.variants), 'variant')}, seeds {', '.join(map(str, seeds)) or 'none'}")
-    if "cpu" in run.environments:
-        found.append(words.listing(run.environments["cpu"].dropna().unique()))
-    return [*found, f"attnopt {metadata.version('attnopt')}"]
+    return [
+        f"teacher {context.teacher_name} ({words.millions(run.teacher.config.parameters)} parameters)",
+        f"corpus {run.corpus.source}",
+        f"{words.plural(len(run.variants), 'variant')}, seeds {', '.join(map(str, seeds)) or 'none'}",
+        words.listing(run.environments["cpu"].unique()),
+        f"attnopt {metadata.version('attnopt')}",
+    ]
 
 
 def _samples(context: Context) -> list[dict[str, Any]]:
@@ -176,12 +196,12 @@ def _samples(context: Context) -> list[dict[str, Any]]:
     return plain(shown)
 
 
-def coloured(text: Any, tokens: Any, kl: Any) -> list[tuple[str, float]]:
-    """Pieces of a sample's text with the KL at each; empty where the record has none, or not of this text.
+def coloured(text: str, tokens: Sequence[str], kl: Sequence[float]) -> list[tuple[str, float]]:
+    """Pieces of a sample's text with the KL at each; empty where the tokens are not those of this text.
 
     An empty token is the beginning of the next one's character, which carries the larger KL of the two.
     """
-    if not (isinstance(tokens, list) and isinstance(kl, list) and len(tokens) == len(kl) and "".join(tokens) == text):
+    if len(tokens) != len(kl) or "".join(tokens) != text:
         return []
     pieces, begun = [], 0.0
     for token, value in zip(tokens, kl, strict=True):
@@ -207,9 +227,7 @@ def _all_samples(context: Context) -> pd.DataFrame:
 
 
 def _tokens_as_json(samples: pd.DataFrame) -> pd.DataFrame:
-    lists = {
-        c: [render.compact(plain(v)) if isinstance(v, list) else "" for v in samples[c]] for c in ("tokens", "token_kl")
-    }
+    lists = {c: [render.compact(plain(v)) for v in samples[c]] for c in ("tokens", "token_kl")}
     return samples.assign(**lists)
 
 

@@ -17,5 +17,7 @@ class ReportParams(BaseModel):
     """Context lengths, in tokens, to choose a variant for; empty: the longest measured.
 
     One that is up to 8 times the longest measured is extrapolated, and called that."""
+    memory_gib: Annotated[float, Field(gt=0)] = 16.0
+    """The memory, in GiB, for which the page says how many sequences decode side by side in it."""
     resamples: Annotated[int, Field(ge=100)] = 2000
     """Bootstrap resamples behind every interval."""

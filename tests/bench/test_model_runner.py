@@ -6,8 +6,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from attnopt.bench.model_runner import ModelRunner, extend_positions, position_table
 from attnopt.bench.work import Setting
-from attnopt.mechanisms import load_mechanism
 from attnopt.student.attach import attach
+from attnopt.student.swap import Swap
 
 SETTING = Setting(batch=2, decode_tokens=3, dtype=torch.float32, device=torch.device("cpu"))
 
@@ -24,8 +24,7 @@ def llama() -> LlamaForCausalLM:
 
 
 def swapped() -> GPT2LMHeadModel:
-    softmax = load_mechanism("softmax")
-    return attach(gpt2(), softmax, softmax.Options())
+    return attach(gpt2(), Swap("softmax"))
 
 
 @pytest.mark.parametrize("make", [gpt2, swapped, llama])

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from attnopt import mechanisms
+from attnopt.cli import app
 from attnopt.core.machine import environment
 from attnopt.records.bench import BenchRecord
 from attnopt.records.distill import StudentCard

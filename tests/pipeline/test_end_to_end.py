@@ -4,10 +4,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import Workspace, small_world
 
 from attnopt.core.files import read_json
+from attnopt.records.bench import BenchRecord
+from attnopt.records.distill import DistillRecord
+from attnopt.records.evaluate import EvaluateRecord
+from attnopt.records.sample import SampleRecord
 from attnopt.report.parts import formats
 
 VARIANTS = {
@@ -63,24 +68,23 @@ def test_the_page_shows_the_numbers_that_the_stages_wrote(finished: Path) -> Non
     markdown = (finished / "reports/report.md").read_text(encoding="utf-8")
     metrics = read_json(finished / "reports/metrics.json")
     for name in VARIANTS:
-        quality = read_json(finished / f"results/evaluate/{name}/0/record.json")["splits"]["test"]
-        training = read_json(finished / f"results/distill/{name}/0/record.json")
-        rows = read_json(finished / f"results/bench/{name}/record.json")["measurements"]
-        decode = next(
-            m for m in rows if (m["level"], m["phase"], m["length"], m["subject"]) == ("model", "decode", 32, "variant")
-        )
-        assert metrics[name]["kl"] == pytest.approx(quality["kl_forward"], rel=1e-4, abs=1e-6)
-        assert metrics[name]["trained_parameters"] == training["trained_parameters"]
+        quality = EvaluateRecord.read(finished / f"results/evaluate/{name}/0/record.json").splits["test"]
+        training = DistillRecord.read(finished / f"results/distill/{name}/0/record.json")
+        rows = BenchRecord.read(finished / f"results/bench/{name}/record.json").measurements
+        wanted = ("model", "decode", 32, "variant")
+        decode = next(m for m in rows if (m.level, m.phase, m.length, m.subject) == wanted)
+        assert metrics[name]["kl"] == pytest.approx(quality.kl_forward, rel=1e-4, abs=1e-6)
+        assert metrics[name]["trained_parameters"] == training.trained_parameters
         shown = [
-            formats.plus_minus(quality["kl_forward"], quality["kl_forward_se"]),
-            formats.times(quality["ppl_ratio"]),
-            formats.number(decode["median"]),
+            formats.plus_minus(quality.kl_forward, quality.kl_forward_se),
+            formats.times(quality.ppl_ratio),
+            formats.number(decode.median),
         ]
         for text in shown:
             assert text in page, (name, text)
             assert text in markdown, (name, text)
-        sample = read_json(finished / f"results/sample/{name}/0/record.json")["samples"][0]
-        assert json.dumps(sample["text"], ensure_ascii=False)[1:-1].split("\\")[0].strip() in page
+        sample = SampleRecord.read(finished / f"results/sample/{name}/0/record.json").samples[0]
+        assert json.dumps(sample.text, ensure_ascii=False)[1:-1].split("\\")[0].strip() in page
 
 
 def test_every_part_of_the_records_reaches_the_page(finished: Path) -> None:
@@ -91,3 +95,16 @@ def test_every_part_of_the_records_reaches_the_page(finished: Path) -> None:
     for table in (finished / "reports/data").glob("*.csv"):
         lines = table.read_text(encoding="utf-8").splitlines()
         assert len(lines) > 1, table.name
+
+
+def test_what_a_memory_holds_is_computed_from_the_measurements(finished: Path) -> None:
+    """16 GiB less the weights, over the larger of state and peak: with one batch size measured."""
+    table = pd.read_csv(finished / "reports/data/capacity.csv").set_index("variant")
+    for name in set(VARIANTS) - {"softmax"}:
+        rows = BenchRecord.read(finished / f"results/bench/{name}/record.json").measurements
+        wanted = ("model", "decode", 32, "variant")
+        m = next(m for m in rows if (m.level, m.phase, m.length, m.subject) == wanted)
+        each = max((m.peak_mib or 0) * 2**20, m.state_bytes or 0)
+        if each:
+            expected = (16 * 2**30 - (m.weight_bytes or 0)) / each
+            assert table.loc[name, "sequences"] == pytest.approx(expected, rel=1e-4, abs=1)

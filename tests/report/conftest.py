@@ -5,7 +5,7 @@ import pytest
 from attnopt.report import page
 from attnopt.report.compare import page as compare
 from attnopt.report.context import Context
-from attnopt.report.data import read as records
+from attnopt.report.data.read import read_records
 from attnopt.report.params import ReportParams
 
 from . import fake, swept
@@ -17,15 +17,13 @@ QUICK = ReportParams(resamples=200)
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project folder with synthetic records of every stage and the report made of them."""
     root = tmp_path_factory.mktemp("project")
-    page.write_report(root, fake.write(root), fake.SEEDS, QUICK, root / "reports")
+    page.write_report(root, fake.write(root), QUICK, root / "reports")
     return root
 
 
 @pytest.fixture(scope="session")
 def context(project: Path) -> Context:
-    return Context.of(
-        records.read_records(project, {name: row[0] for name, row in fake.VARIANTS.items()}, fake.SEEDS), QUICK
-    )
+    return Context.of(read_records(project, {name: row[0] for name, row in fake.VARIANTS.items()}, QUICK), QUICK)
 
 
 @pytest.fixture(scope="session")

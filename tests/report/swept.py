@@ -1,8 +1,9 @@
 """Synthetic records of one point of a sweep."""
 
-import json
 import math
 from pathlib import Path
+
+from attnopt.records.evaluate import EvaluateRecord
 
 from . import fake
 
@@ -13,8 +14,8 @@ def write(root: Path, features: int, kl: float) -> Path:
     with (root / "params.yaml").open("a") as settings:
         settings.write(f"performer:\n  features: {features}\n")
     path = root / "results/evaluate/performer/0/record.json"
-    record = json.loads(path.read_text())
-    for split in record["splits"].values():
-        split |= {"kl_forward": kl, "kl_forward_se": 0.02, "ppl_ratio": math.exp(kl)}
-    path.write_text(json.dumps(record))
+    record = EvaluateRecord.read(path)
+    planted = {"kl_forward": kl, "kl_forward_se": 0.02, "ppl_ratio": math.exp(kl)}
+    splits = {name: split.model_copy(update=planted) for name, split in record.splits.items()}
+    record.model_copy(update={"splits": splits}).write(path)
     return root

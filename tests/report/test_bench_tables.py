@@ -3,8 +3,11 @@
 import pandas as pd
 import pytest
 
+from attnopt.report.context import Context
+from attnopt.report.data.read import read_records
 from attnopt.report.questions import bench_tables as peaks
 
+from . import fake
 from .test_questions import asked, replaced
 
 
@@ -15,11 +18,23 @@ def tables(context) -> dict:
 
 def test_what_fits_stands_beside_softmax_of_the_same_run(tables):
     frame = tables["capacity"].frame.set_index("variant")
-    assert frame.loc["nsa", ["sequences", "sequences_softmax"]].tolist() == [8000, 1000]
+    each = [fake.peak_mib(size * 4096, 4096) for size in (2048, 4096)]
+    fit = [int((16 * 1024 - fake.WEIGHTS_MIB) / mib) for mib in each]
+    assert fit == [1249, 775]
+    assert frame.loc["nsa", ["sequences", "sequences_softmax"]].tolist() == fit
     assert not {"softmax", "finetuned"} & set(frame.index)
-    assert tables["capacity"].rows()[0][1:3] == ["8\u202f000", "1\u202f000"]
+    row = list(frame.index).index("nsa")
+    assert tables["capacity"].rows()[row][1:3] == ["1\u202f249", "775"]
     assert "4096 tokens" in tables["capacity"].title
     assert "16.0 GiB" in tables["capacity"].title
+
+
+def test_half_the_memory_holds_about_half(context, project):
+    params = context.params.model_copy(update={"memory_gib": 8.0})
+    halved = Context.of(read_records(project, context.records.variants, params), params)
+    (table,) = [table for table in peaks.tables(halved) if table.name == "capacity"]
+    assert "8.00 GiB" in table.title
+    assert table.frame.set_index("variant").loc["nsa", "sequences"] == int((8 * 1024 - 17) / fake.peak_mib(2**23, 4096))
 
 
 def test_train_steps_and_batches_are_rows(tables):

@@ -73,7 +73,7 @@ def test_every_figure_is_drawn_without_a_fault(visit, faults, width, scheme):
 
 def test_titles_of_lengths_that_were_not_measured_fit_a_narrow_window(browser, project, context, tmp_path):
     asked = QUICK.model_copy(update={"lengths": [4096, 32768]})
-    report.write_report(project, context.records.variants, fake.SEEDS, asked, tmp_path)
+    report.write_report(project, context.records.variants, asked, tmp_path)
     page = browser.new_page(viewport={"width": 390, "height": 900})
     page.goto((tmp_path / "index.html").as_uri())
     page.wait_for_selector("[data-drawn]")

@@ -48,10 +48,10 @@ def test_sentences_follow_the_numbers(three, sweep):
     told, still = three.sentences
     assert "lowest with performer.features: 256" in told
     assert "highest with performer.features: 64" in told
-    assert "is more than two standard errors" in told
+    assert "is more than 1.96 standard errors" in told
     assert still == "The same in every run: softmax, masks and performer_bidirectional."
     near = compared(sweep / "256", sweep / "128").sentences[0]
-    assert "is within two standard errors" in near
+    assert "is within 1.96 standard errors" in near
     same = compared(sweep / "64", sweep / "64")
     assert same.moved == []
     assert same.sentences == ["The same in every run: softmax, masks, performer and performer_bidirectional."]
@@ -91,7 +91,7 @@ def test_what_one_run_lacks_is_said_of_candidates_alone(sweep, tmp_path):
 def test_timings_of_two_machines_are_not_compared_in_silence(sweep, tmp_path):
     other = shutil.copytree(sweep / "64", tmp_path / "other")
     for path in other.glob("results/bench/*/record.json"):
-        path.write_text(path.read_text().replace(fake.ENVIRONMENT["cpu"], "Another CPU"))
+        path.write_text(path.read_text().replace(fake.ENVIRONMENT.cpu, "Another CPU"))
     assert "Another CPU" in compared(sweep / "64", other).warnings[0]
 
 
@@ -155,12 +155,12 @@ def test_revisions_are_read_from_the_cache_and_the_workspace_stays(tmp_path, mon
         for features, kl in ((64, 0.66), (128, 0.43)):
             shutil.rmtree(tmp_path / "results", ignore_errors=True)
             swept.write(tmp_path, features, kl)
-            repo.add(["results"])
-            repo.scm.add([".dvc", "results.dvc", "params.yaml", ".gitignore"])
+            repo.add(["results", "data"])
+            repo.scm.add([".dvc", "results.dvc", "data.dvc", "params.yaml", ".gitignore"])
             repo.scm.commit(f"{features} features")
             repo.scm.tag(f"f{features}")
         swept.write(tmp_path, 256, 0.3)
-        repo.add(["results"])
+        repo.add(["results", "data"])
         (tmp_path / "dvc.yaml").write_text("stages: {}\n")
         repo.experiments.save(name="wide")
     swept.write(tmp_path, 512, 0.2)

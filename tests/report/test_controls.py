@@ -1,13 +1,13 @@
 """The teacher's own row, trained softmax controls, and the study's last question."""
 
-from attnopt.report import overview as evidence
+from attnopt.report import overview
 
 from .test_questions import asked, replaced, scaled
 
 
 def test_the_teacher_stands_beside_itself(context):
-    table = evidence.results(context)
-    row = dict(zip(table.columns, table.rows()[0], strict=True))
+    table = overview.results(context)
+    row = dict(zip(table.headings, table.rows()[0], strict=True))
     assert (row["variant"], row["role"]) == ("the teacher", "teacher")
     assert (row["KL forward"], row["top-1 agrees"], row["per token"]) == ("0", "100.0\u00a0%", "88.0")
     assert {row[key] for key in ("spread over seeds", "trained weights", "tokens", "time")} == {"–"}

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from attnopt.report.parts import formats as words
+from attnopt.statistics import Estimate
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,10 @@ def test_numbers_have_significant_digits(value, shown):
 )  # fmt: skip
 def test_a_value_is_rounded_to_its_error(value, error, shown):
     assert words.plus_minus(value, error).replace(words.NBSP, " ") == shown
+
+
+def test_an_estimate_is_shown_with_its_error():
+    assert words.estimate(Estimate(0.52345, 0.0123)) == words.plus_minus(0.52345, 0.0123)
 
 
 @pytest.mark.parametrize(("tokens", "shown"), [(512, "512"), (4096, "4096"), (16384, "16k"), (10_001, "10001")])

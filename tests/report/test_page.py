@@ -2,16 +2,20 @@ import base64
 import html
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from attnopt.core.errors import UserError
+from attnopt.records.sample import SampleRecord
 from attnopt.report import page
+from attnopt.report.render import fill
 
 from . import fake
 from .conftest import QUICK
@@ -69,7 +73,7 @@ def test_generated_text_cannot_become_markup(index):
 
 def test_the_tokens_of_a_text_carry_their_kl():
     assert page.coloured("aéb", ["a", "", "é", "b"], [0.1, 2.0, 0.5, 0.3]) == [("a", 0.1), ("é", 2.0), ("b", 0.3)]
-    for tokens, kl in [(64, [0.1]), (["a"], None), (["a", "b"], [0.1]), (["x"], [0.1])]:
+    for tokens, kl in [([], []), (["a"], []), (["a", "b"], [0.1]), (["x"], [0.1])]:
         assert page.coloured("a", tokens, kl) == []
 
 
@@ -101,12 +105,10 @@ def test_checkpoints_are_in_the_downloads_and_not_in_the_browser(index, project,
 def test_records_without_tokens_make_a_page_without_colours(tmp_path):
     chosen = fake.write(tmp_path, ["masks"], [0])
     path = tmp_path / "results/sample/masks/0/record.json"
-    record = json.loads(path.read_text())
-    for sample in record["samples"]:
-        sample["tokens"] = 64
-        del sample["token_kl"]
-    path.write_text(json.dumps(record))
-    page.write_report(tmp_path, chosen, [0], QUICK, tmp_path / "reports")
+    record = SampleRecord.read(path)
+    bare = [sample.model_copy(update={"tokens": [], "token_kl": []}) for sample in record.samples]
+    record.model_copy(update={"samples": bare}).write(path)
+    page.write_report(tmp_path, chosen, QUICK, tmp_path / "reports")
     assert 'id="scale"' not in (tmp_path / "reports/index.html").read_text(encoding="utf-8")
 
 
@@ -136,6 +138,25 @@ def test_markdown_tables_have_as_many_cells_in_every_row(markdown):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
 
+def test_a_cell_of_markdown_is_one_line_that_breaks_only_where_it_may():
+    assert fill._cell(" two\nlines |\tand\u2028more ") == "two lines \\| and more"
+    assert fill._cell("0.52\u00a0±\u00a00.01 of 8\u202f000") == "0.52\u00a0±\u00a00.01 of 8\u202f000"
+
+
+def test_markdown_has_the_tables_of_the_page_to_the_character(markdown, context):
+    for table in page.Report.of(context).tables:
+        for cell in (cell for row in table.rows() for cell in row if "\u00a0" in cell):
+            assert cell.strip().replace("|", "\\|") in markdown
+
+
+def test_histories_stand_under_a_name_of_their_own(tmp_path):
+    chosen = fake.write(tmp_path, ["masks", "hedgehog"])
+    page.write_histories(tmp_path, {**chosen, "absent": "none"}, tmp_path / "training")
+    assert {path.name for path in (tmp_path / "training").iterdir()} == {"masks-0.csv", "masks-1.csv", "hedgehog-0.csv"}
+    own = tmp_path / "results/distill/masks/1/history.csv"
+    assert (tmp_path / "training/masks-1.csv").read_bytes() == own.read_bytes()
+
+
 def test_page_and_markdown_say_the_same(index, markdown, context):
     seen = html.unescape(re.sub(r"<[^>]+>", "", index))
     for answer in page.Report.of(context).answers:
@@ -155,7 +176,7 @@ def test_the_same_records_give_the_same_files(tmp_path):
     chosen = fake.write(tmp_path, few)
     files = []
     for name in ("a", "b"):
-        page.write_report(tmp_path, chosen, fake.SEEDS, QUICK, tmp_path / name)
+        page.write_report(tmp_path, chosen, QUICK, tmp_path / name)
         files.append(
             {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
         )
@@ -165,11 +186,11 @@ def test_the_same_records_give_the_same_files(tmp_path):
 def test_a_report_that_fails_leaves_the_old_one(tmp_path):
     chosen = fake.write(tmp_path, ["none"])
     out = tmp_path / "reports"
-    page.write_report(tmp_path, chosen, fake.SEEDS, QUICK, out)
+    page.write_report(tmp_path, chosen, QUICK, out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     (tmp_path / "results/evaluate/none/0/record.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        page.write_report(tmp_path, chosen, fake.SEEDS, QUICK, out)
+        page.write_report(tmp_path, chosen, QUICK, out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
@@ -178,10 +199,22 @@ def test_one_stages_records_alone_make_a_page(tmp_path, stage):
     chosen = fake.write(tmp_path, ["masks", "performer"], [0])
     for other in {"distill", "evaluate", "sample", "bench"} - {stage}:
         (tmp_path / "results" / other).rename(tmp_path / other)
-    page.write_report(tmp_path, chosen, [0], QUICK, tmp_path / "reports")
+    page.write_report(tmp_path, chosen, QUICK, tmp_path / "reports")
     assert "Not from this run" in (tmp_path / "reports/index.html").read_text(encoding="utf-8")
 
 
-def test_no_model_library_is_loaded():
-    code = "import sys; from attnopt.report import page; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_no_model_library_is_loaded_by_the_stage(tmp_path):
+    """Not only at the import: the whole stage runs, writes every file, and neither of them is there."""
+    chosen = fake.write(tmp_path, ["softmax", "masks", "performer"])
+    code = (
+        "import sys; from attnopt.report.params import ReportParams; import stages.report;"
+        f"stages.report.run({chosen!r}, ['softmax'], ReportParams(resamples=100));"
+        "stages.report.compare(['.', '.'], ReportParams(resamples=100));"
+        "sys.exit(str({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    command, root = [sys.executable, "-c", code], Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.stderr.strip().splitlines()[-1] == "set()", ended.stderr
+    found = {path.name for path in (tmp_path / "reports").iterdir()}
+    assert {"index.html", "report.md", "metrics.json", "data", "figures", "training", "compare.html"} <= found

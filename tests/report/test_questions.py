@@ -17,7 +17,7 @@ from attnopt.report.questions import answers, coefficients, coherence, crossover
 from . import fake
 
 SLUGS = ["choose", "coherence", "simplest", "features", "branches", "coefficients", "crossovers"]
-SLUGS += ["stages", "positions", "others"]
+SLUGS += ["phases", "positions", "others"]
 
 
 def replaced(context: Context, **tables: pd.DataFrame) -> Context:
@@ -111,7 +111,9 @@ def test_the_final_students_alone_are_said_to_correlate_as_they_do_without_check
     assert shown[0] in said
     assert not any(s.startswith("Without checkpoints") for s in bare.sentences)
     assert any("Checkpoints within a training run were not sampled" in limit for limit in bare.limits)
-    assert "checkpoint" not in " ".join([bare.short, *bare.sentences, *bare.tables[0].columns, bare.figures[0].caption])
+    assert "checkpoint" not in " ".join(
+        [bare.short, *bare.sentences, *bare.tables[0].headings, bare.figures[0].caption]
+    )
 
 
 def test_a_correlation_that_only_training_progress_makes_is_called_that(context):
@@ -133,7 +135,7 @@ def test_a_correlation_that_only_training_progress_makes_is_called_that(context)
 
 def test_a_variants_checkpoints_are_resampled_with_it(context, monkeypatch):
     groups = []
-    monkeypatch.setattr(coherence.stats, "bootstrap", lambda rows, *_: groups.append(rows) or (0.0, 1.0))
+    monkeypatch.setattr(coherence.statistics, "bootstrap", lambda rows, *_: groups.append(rows) or (0.0, 1.0))
     asked(context, "coherence")
     assert sorted(len(rows) for rows in groups[0]) == [1, 2, 2, 2, 2, 6, 6, 6, 6]
 
@@ -229,20 +231,20 @@ def test_crossovers_are_the_planted_ones(context):
     assert state.loc["based", "exponent"] == pytest.approx(0)
 
 
-def test_training_stages_are_the_planted_ones(context):
-    assert "leaves **60 %** [60, 60] of the swap's KL" in asked(context, "stages").short
+def test_phases_of_training_are_the_planted_ones(context):
+    assert "leaves **60 %** [60, 60] of the swap's KL" in asked(context, "phases").short
 
 
-def test_each_stage_has_its_own_share(context):
-    answer = asked(context, "stages")
+def test_each_phase_has_its_own_share(context):
+    answer = asked(context, "phases")
     assert "transfer leaves **50 %** [50, 50]" in answer.short
     assert "KL on logits leaves" in answer.short
-    before = asked(replaced(context, stages=context.records.stages.iloc[:0]), "stages")
+    before = asked(replaced(context, phases=context.records.phases.iloc[:0]), "phases")
     assert "training leaves" in before.short
     assert "transfer" not in before.short
 
 
-def test_losses_of_other_stages_are_in_no_curve(context):
+def test_losses_of_other_phases_are_in_no_curve(context):
     """The fake transfer loss is 9000: no curve of KL may go near it."""
     figure = next(f for f in asked(context, "simplest").figures if f.name == "training")
     training, validation = figure.views[0].panels
@@ -301,10 +303,10 @@ def test_what_was_not_recorded_is_said_not_guessed(context, lacking):
     bare = replaced(context, **{lacking: getattr(context.records, lacking).iloc[:0]})
     silent = {answer.slug for answer in answers(bare) if "ot from this run" in answer.short}
     expected = {
-        "runs": {"features", "stages"},
+        "runs": {"features", "phases"},
         "history": set(),
         "coefficients": {"coefficients"},
-        "quality": {"choose", "coherence", "simplest", "features", "stages", "positions"},
+        "quality": {"choose", "coherence", "simplest", "features", "phases", "positions"},
         "positions": {"positions"},
         "samples": {"coherence"},
         "bench": {"choose", "crossovers"},

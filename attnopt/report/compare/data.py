@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from attnopt.report.compare import runs as revisions
@@ -13,6 +12,7 @@ from attnopt.report.compare.runs import Run
 from attnopt.report.data import summary
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Style
+from attnopt.statistics import STANDARD_ERRORS, Estimate
 
 MEASURES = ("kl", "ppl_ratio", "decode_ms", "state")
 COSTS = ("prefill_ms", "decode_ms", "decode_ms_q1", "decode_ms_q3", "state", "level")
@@ -151,11 +151,11 @@ def _told(variant: str, rows: pd.DataFrame, runs: int, length: int | None) -> st
     parts = []
     if rows["kl"].nunique() > 1:
         low, high = rows.loc[rows["kl"].idxmin()], rows.loc[rows["kl"].idxmax()]
-        difference, error = high["kl"] - low["kl"], float(np.hypot(low["kl_se"], high["kl_se"]))
+        difference = Estimate(high["kl"], high["kl_se"]).minus(Estimate(low["kl"], low["kl_se"]))
         parts.append(f"KL is lowest with {low['label']}, {kl(low)}, and highest with {high['label']}, {kl(high)}")
-        if error > 0:
-            beyond = "more than" if difference > 2 * error else "within"
-            parts[-1] += f"; the difference, {words.plus_minus(difference, error)}, is {beyond} two standard errors"
+        if difference.error > 0:
+            beyond = f"{'more than' if difference.clearly_above(0.0) else 'within'} {STANDARD_ERRORS} standard errors"
+            parts[-1] += f"; the difference, {words.estimate(difference)}, is {beyond}"
     for measure, what, show in (("decode_ms", "decoding", _milliseconds), ("state", "the state", words.size)):
         if rows[measure].nunique() > 1:
             low, high = rows.loc[rows[measure].idxmin()], rows.loc[rows[measure].idxmax()]

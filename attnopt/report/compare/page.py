@@ -14,7 +14,7 @@ from attnopt.report.context import KL, LEVELS
 from attnopt.report.params import ReportParams
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Axis, Figure, Panel, Series, one_view, row_height
-from attnopt.report.parts.tables import Table, column, csv
+from attnopt.report.parts.tables import Column, Table, column, csv, variant_column
 from attnopt.report.render import fill as render
 from attnopt.report.render import png
 
@@ -106,20 +106,19 @@ def _results(comparison: Comparison) -> Table:
     return Table(
         name="compare_results",
         title="Variants by run",
-        columns={
-            "variant": lambda r: f"{r['variant']} (leaks)" if r["variant"] in leaks else r["variant"],
-            "run": column("label"),
-            "KL": kl,
-            "perplexity over teacher's": column("ppl_ratio", words.times),
-            f"decode{at}, ms": column("decode_ms", words.number),
-            f"prefill{at}, ms": column("prefill_ms", words.number),
-            f"state{at}": column("state", words.size),
-        },
+        columns=[
+            variant_column(lambda variant: f"{variant} (leaks)" if variant in leaks else variant),
+            column("run", "label", kind="text"),
+            Column("KL", kl),
+            column("perplexity over teacher's", "ppl_ratio", words.times),
+            column(f"decode{at}, ms", "decode_ms", words.number),
+            column(f"prefill{at}, ms", "prefill_ms", words.number),
+            column(f"state{at}", "state", words.size),
+        ],
         frame=comparison.numbers(comparison.frame),
         command=comparison.command,
         note=f"The {comparison.runs[0].context.params.split} split, KL in nats per token, ± one standard error. "
         f"{_where(comparison)}",
-        text={"variant", "run"},
     )
 
 
@@ -131,10 +130,9 @@ def _settings(comparison: Comparison) -> Table:
     return Table(
         name="compare_runs",
         title="The runs, and what differs in their params.yaml",
-        columns={str(key): column(str(key)) for key in frame.columns},
+        columns=[column(key, key, kind="number" if comparison.numeric == key else "text") for key in frame.columns],
         frame=frame,
         command=comparison.command,
-        text=set(frame.columns) if not comparison.numeric else {"read from"},
     )
 
 

@@ -11,16 +11,21 @@ from ruamel.yaml.error import YAMLError
 
 from attnopt.core.errors import UserError
 from attnopt.report.context import Context
-from attnopt.report.data import read as records
+from attnopt.report.data.read import read_records
 from attnopt.report.params import ReportParams
 
 STAGES = ("distill", "evaluate", "bench")
+MANIFESTS = ("data/corpus/manifest.json", "data/teacher/manifest.json")
 
 
 @dataclass
 class Run:
-    """Attributes:
-    source: how it was asked for. settings: its params.yaml, flat: "performer.features" -> 64.
+    """One run of a comparison.
+
+    Attributes:
+        source: how it was asked for.
+        settings: its params.yaml, flat: "performer.features" -> 64.
+        context: its records, summarized.
     """
 
     source: str
@@ -65,10 +70,9 @@ def _run(source: str, root: Path, report: ReportParams) -> Run:
         ) from None
     except (YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
         raise UserError(f"{source}: its params.yaml names no variants") from None
-    seeds = {int(p.name) for stage in STAGES for p in root.glob(f"results/{stage}/*/*") if p.name.isdecimal()}
     if not any(root.glob("results/*/**/record.json")):
         raise UserError(f"{source}: it has no results; run `dvc repro` there first")
-    found = records.read_records(root, variants, sorted(seeds), settings.get("controls") or None)
+    found = read_records(root, variants, report, settings.get("controls") or None)
     return Run(source, flat(settings), Context.of(found, report))
 
 
@@ -85,8 +89,8 @@ def _fetch(revision: str, into: Path) -> None:
             f"unknown run '{revision}': no folder, no git revision and no experiment (`dvc exp list`)"
         ) from None
     try:
-        wanted = [path for stage in STAGES for path in files.find(f"results/{stage}") if path.endswith("record.json")]
-        for path in ["params.yaml", *wanted]:
+        wanted = [path for stage in STAGES for path in files.find(f"results/{stage}")]
+        for path in ["params.yaml", *MANIFESTS, *wanted]:
             (into / path).parent.mkdir(parents=True, exist_ok=True)
             files.get_file(path, str(into / path))
     except (OSError, DvcException):

@@ -1,0 +1,1 @@
+"""Typed records as tables, and what is computed from them."""

@@ -1,25 +1,22 @@
-"""Costs at lengths beyond those measured, from their growth; every place that shows one names what it rests on."""
+"""Costs at lengths beyond those measured, from their growth."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from attnopt import statistics as fits
-from attnopt import statistics as stats
+from attnopt import statistics
 from attnopt.report.data import summary
 from attnopt.report.data.read import Records
-from attnopt.report.parts import formats as words
 
 REACH = 8
 """How many times the longest length measured an extrapolation may go."""
 POWERS = {"prefill": (1, 2), "decode": (0, 1)}
 """Phase -> the powers of length that its time has; the state has those of decoding."""
-COLUMN = "extrapolated_from"
 
 
 class Basis(NamedTuple):
-    """What is extrapolated from."""
+    """What is extrapolated from: the costs of one level at these lengths, rising."""
 
     level: str
     lengths: list[int]
@@ -27,10 +24,6 @@ class Basis(NamedTuple):
     @property
     def longest(self) -> int:
         return self.lengths[-1]
-
-    @property
-    def words(self) -> str:
-        return f"extrapolated from {words.listing(words.count(n) for n in self.lengths)}"
 
 
 def basis(records: Records) -> Basis | None:
@@ -53,7 +46,7 @@ def cost(records: Records, length: int, resamples: int = 1000) -> pd.DataFrame:
     """As `summary.cost`, at one of `lengths`: 95 % intervals in place of quartiles, and no peaks of memory.
 
     Columns: prefill_ms, decode_ms, prefill_ms_ratio, decode_ms_ratio, each with .._low and .._high, bootstrapped
-    from the raw samples; .._baseline; state with .._baseline and .._ratio; level; extrapolated_from, the lengths.
+    from the raw samples; .._baseline; state with .._baseline and .._ratio; level.
     A variant that did not come out at the longest length is not there: what failed is not extrapolated.
     """
     found = basis(records)
@@ -69,7 +62,7 @@ def cost(records: Records, length: int, resamples: int = 1000) -> pd.DataFrame:
     names = [f"{phase}_ms{part}" for phase in POWERS for part in ("", "_low", "_high", "_ratio", "_baseline")]
     names += ["state", "state_baseline", "state_ratio"]
     out = out.reindex(columns=[*out.columns, *(name for name in names if name not in out)])
-    return out.assign(level=found.level, **{COLUMN: words.listing(found.lengths)})
+    return out.assign(level=found.level)
 
 
 def _whole(group: pd.DataFrame, found: Basis) -> bool:
@@ -99,12 +92,12 @@ def _times(
 ) -> tuple[float, Any]:
     """The extrapolated time and its bootstrap."""
     measured, medians, samples = (list(group[key]) for key in ("length", *keys))
-    draws = fits.extrapolations(measured, samples, length, powers, resamples, seed)
-    return float(fits.extrapolate(measured, medians, length, powers)), draws
+    draws = statistics.extrapolations(measured, samples, length, powers, resamples, seed)
+    return float(statistics.extrapolate(measured, medians, length, powers)), draws
 
 
 def _interval(name: str, draws: Any) -> dict[str, float]:
-    return dict(zip((f"{name}_low", f"{name}_high"), stats.percentiles(draws), strict=True))
+    return dict(zip((f"{name}_low", f"{name}_high"), statistics.percentiles(draws), strict=True))
 
 
 def _state(group: pd.DataFrame, key: str, length: int) -> float:
@@ -112,37 +105,4 @@ def _state(group: pd.DataFrame, key: str, length: int) -> float:
     sizes = group[key].iloc[-2:]
     if sizes.nunique(dropna=False) == 1:
         return float(sizes.iloc[-1])
-    return float(fits.extrapolate(list(group["length"].iloc[-2:]), list(sizes), length, POWERS["decode"]))
-
-
-def limits(records: Records, reached: Iterable[int]) -> list[str]:
-    """What an extrapolation assumes, and where that is known to fail."""
-    found = basis(records)
-    assert found is not None
-    shown = words.listing(map(words.length, reached))
-    out = [
-        f"At {shown} tokens every cost is {found.words}: times as a + b n for a decoded token and a n + b n² for a "
-        "prefill, a and b not negative, through the longest length measured; bytes on the line through the two "
-        "longest. The intervals are of the samples' noise, not of these assumptions.",
-        "A byte is taken to cost the same at every length. Softmax's decoding copies all keys and values for each "
-        "token. The bench lets the allocator keep what is freed; where nothing does, each page of a large copy is paid "
-        "for anew: in benchmarks/mechanisms.json 16 384 tokens are within 50 % of what 1 024 and 4 096 predict, but "
-        "softmax's decoding takes more than twice that. Next to softmax a state that does not grow then decodes faster "
-        "still.",
-    ]
-    return out + _steeper(records, found)
-
-
-def _steeper(records: Records, found: Basis) -> list[str]:
-    """Says so where softmax's decoding already grows faster than its work between the lengths measured."""
-    rows = summary.bench_rows(records, found.level, "decode").groupby("length")["baseline"].median().dropna()
-    if len(rows) < 2:
-        return []
-    short, long = (float(n) for n in rows.index[-2:])
-    grown = float(rows[long] / rows[short])
-    if grown <= 1.1 * long / short:
-        return []
-    return [
-        f"In this run softmax's decoding takes {words.number(grown)} times as long at {words.count(long)} tokens as at "
-        f"{words.count(short)}, more than its work grows: its extrapolated time is a lower bound."
-    ]
+    return float(statistics.extrapolate(list(group["length"].iloc[-2:]), list(sizes), length, POWERS["decode"]))

@@ -1,64 +1,56 @@
-"""Records in: every stage's files as tidy tables. What a stage has not written is an empty table or an empty cell."""
+"""Records in: the typed records of every stage as one set of tables."""
 
-import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from attnopt.core.errors import UserError
-from attnopt.core.files import read_json
+from attnopt.records.corpus import CorpusManifest
+from attnopt.records.teacher import TeacherManifest
+from attnopt.report.data import files, tables
+from attnopt.report.params import ReportParams
 
-STAGES = ("distill", "evaluate", "sample", "bench")
 CONTROLS = ("softmax", "none")
 """Kinds that are controls where params.yaml names none."""
 MACHINE = ("cpu", "cores", "device", "dtype", "threads", "torch")
 
-# Columns that every table has, whatever the records say: of words, then of numbers.
-WHO = ("variant", "kind", "control", "seed")
-RUNS = (
-    *("kl_start_unfitted", "kl_start", "kl_end", "trained_parameters", "seconds", "flops"),
-    *("budget_tokens", "budget_steps", "data_seed", "features_seed"),
-)
-LOG = ("step", "tokens", "kl", "valid_kl")
-PERPLEXITY = tuple(f"{whose}ppl_{unit}" for whose in ("", "teacher_") for unit in ("token", "word", "byte"))
-QUALITY = ("kl_forward", "kl_forward_se", "kl_reverse", "jsd", "top1_agreement", "ppl_ratio", *PERPLEXITY)
-TEXTS = ("prompt", "text", "teacher_text", "tokens", "token_kl")
-SCORES = ("distinct_1", "distinct_2", "repetition", "teacher_ppl", "teacher_text_ppl")
-PROBES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "layers": ((), ("layer", "error")),
-    "branches": (("branches",), ("kl_forward", "kl_forward_se", "difference_se", "blocks")),
-    "pruned": ((), ("kept", "of", "threshold", "kl_forward", "kl_forward_se", "difference_se")),
-    "features": ((), ("features", "draw", "kl_forward")),
-}
-MEASURED = ("length", "batch", "median", "q1", "q3", "peak_mib", "state_bytes")
-CAPACITY = ("length", "memory_gib", "weights_mib", "sequence_mib", "sequences")
-
 
 @dataclass
 class Records:
-    """One run. Every table names variant and kind; all but `bench` and `environments` name the seed.
+    """One run, as tables. Each has the columns of the record's own type, then variant, kind, control and seed.
+
+        run = read_records(Path("."), {"softmax": "softmax", "performer": "performer"})
+        run.quality[run.quality["split"] == "test"].groupby("variant")["kl_forward"].mean()
+
+    A stage that left no record of a variant has no row of it. `record_warnings` says so; a question that needs it
+    answers "Not from this run".
 
     Attributes:
-        runs: a row per distillation; stages: per stage of one. history, coefficients: a row per log point.
-        quality: a row per run and split. positions: KL by position, likewise.
+        variants: name -> kind, in the order of params.yaml.
+        corpus, teacher: the manifests of the text and of the teacher.
+        settings: params.yaml as text.
+        runs: a row per training. phases: a row per phase of one.
+        history, coefficients: a row per log point.
+        quality: a row per run and split. positions: KL by position, likewise. classes: a row per class of tokens.
         checkpoints: as quality, a row per step besides, of the students that a training kept on its way.
-        classes: a row per class of tokens. layers, branches, pruned, features: a row per probe of a student.
+        layers, branches, pruned, features: a row per diagnostic of a student.
         samples: a row per generated text. checkpoint_samples: likewise, of the checkpoints, with their step.
-        bench: a row per measurement. capacity: how many sequences a memory holds.
+        sampling: the settings that the texts were written with.
+        bench: a row per measurement, without a seed. capacity: how many sequences a memory holds, likewise.
         environments: stage, variant and what it ran on.
-        settings: params.yaml as text. controls: shown, never ranked. leaks: negative controls: marked besides.
+        leaks: variants whose mechanism sees the future: negative controls, marked as such.
+        controls: variants to compare with, shown and never ranked.
     """
 
     variants: dict[str, str]
-    corpus: dict[str, Any]
-    teacher: dict[str, Any]
+    corpus: CorpusManifest
+    teacher: TeacherManifest
     settings: str
     runs: pd.DataFrame
-    stages: pd.DataFrame
+    phases: pd.DataFrame
     history: pd.DataFrame
     coefficients: pd.DataFrame
     quality: pd.DataFrame
@@ -84,135 +76,64 @@ class Records:
         return [v for v in self.variants if v not in self.leaks and v not in self.controls]
 
     def role(self, variant: str) -> str:
+        """leaks, control or candidate."""
         return "leaks" if variant in self.leaks else "control" if variant in self.controls else "candidate"
 
 
-def prune_results(root: Path, variants: Iterable[str]) -> list[Path]:
-    """Delete results of variants that are no longer listed: DVC leaves them behind. Returns what went."""
-    keep = set(variants)
-    gone = [p for stage in STAGES for p in sorted((root / "results" / stage).glob("*")) if p.name not in keep]
-    for path in gone:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return gone
-
-
 def read_records(
-    root: Path, variants: Mapping[str, str], seeds: Iterable[int], controls: Iterable[str] | None = None
+    root: Path,
+    variants: Mapping[str, str],
+    params: ReportParams | None = None,
+    controls: Iterable[str] | None = None,
 ) -> Records:
-    """All records of the listed variants and seeds under a project's root.
+    """All records of the listed variants under a project's root, with every seed that there is.
 
     Args:
+        root: the project's folder, with results/, data/ and params.yaml.
+        variants: name -> kind; results of others are left unread.
+        params: the section `report`; of it the memory that capacities are computed for.
         controls: variants that do not compete; None: those of the kinds in CONTROLS.
 
-    Raises: UserError that names a damaged file, or says that there is nothing to report.
+    Raises: UserError, one line that names the file and the key, where a record, a history or a manifest does not hold
+        what this version reads; or that there is nothing to report.
     """
-    reader = _Reader(root, dict(variants), list(seeds))
-    tables = reader.distilled() | reader.evaluated() | reader.sampled() | reader.benched()
-    if not reader.environments:
+    trained, evaluated = files.distilled(root, variants), files.evaluated(root, variants)
+    written, benched = files.sampled(root, variants), files.benched(root, variants)
+    every: list[files.Found[Any]] = [*trained, *evaluated, *written, *benched]
+    if not every:
         raise UserError(f"{root / 'results'} holds no record of {', '.join(variants)}: run `dvc repro` first")
+    trainings = [files.training_of(one) for one in trained]
     settings = root / "params.yaml"
     return Records(
         variants=dict(variants),
-        corpus=_optional(root / "data/corpus/manifest.json"),
-        teacher=_optional(root / "data/teacher/manifest.json"),
+        corpus=files.read_whole(CorpusManifest, root / "data/corpus/manifest.json"),
+        teacher=files.read_whole(TeacherManifest, root / "data/teacher/manifest.json"),
         settings=settings.read_text(encoding="utf-8") if settings.is_file() else "",
-        environments=pd.DataFrame(reader.environments),
-        leaks=reader.leaks,
+        runs=tables.runs(trained),
+        phases=tables.phases(trained),
+        history=tables.history(trained, trainings),
+        coefficients=tables.coefficients(trained, trainings),
+        quality=tables.quality(evaluated),
+        checkpoints=tables.checkpoints(evaluated),
+        positions=tables.positions(evaluated),
+        classes=tables.classes(evaluated),
+        layers=tables.layers(evaluated),
+        branches=tables.branches(evaluated),
+        pruned=tables.pruned(evaluated),
+        features=tables.features(evaluated),
+        samples=tables.samples(written),
+        checkpoint_samples=tables.checkpoint_samples(written),
+        sampling=written[-1].record.settings if written else {},
+        bench=tables.bench(benched),
+        capacity=tables.capacity(benched, (params or ReportParams()).memory_gib),
+        environments=tables.environments(every),
+        leaks={one.who["variant"] for one in every if one.record.control == "leaks"},
         controls=[v for v, k in variants.items() if (k in CONTROLS if controls is None else v in set(controls))],
-        **tables,
     )
 
 
-@dataclass
-class _Reader:
-    root: Path
-    variants: dict[str, str]
-    seeds: list[int]
-    environments: list[dict[str, Any]] = field(default_factory=list)
-    leaks: set[str] = field(default_factory=set)
-
-    def _found(self, stage: str) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]]]:
-        """(folder, who, record) of every run of a stage that left a record."""
-        for variant, kind in self.variants.items():
-            for seed in [None] if stage == "bench" else self.seeds:
-                folder = self.root / "results" / stage / variant / ("" if seed is None else str(seed))
-                if record := _optional(folder / "record.json"):
-                    self.leaks |= {variant} if record.get("control") == "leaks" else set()
-                    self.environments.append({"stage": stage, "variant": variant} | (record.get("environment") or {}))
-                    who = {"variant": variant, "kind": kind, "control": record.get("control")}
-                    yield folder, who if seed is None else who | {"seed": seed}, record
-
-    def distilled(self) -> dict[str, Any]:
-        rows, stages, history, coefficients = [], [], [], []
-        for folder, who, record in self._found("distill"):
-            budget = {f"budget_{key}": value for key, value in (record.get("budget") or {}).items()}
-            rows.append(
-                {k: v for k, v in record.items() if k not in ("environment", "budget", "stages")} | budget | who
-            )
-            stages += [stage | who for stage in record.get("stages") or []]
-            history += _csv(folder / "history.csv", who)
-            coefficients += _csv(folder / "coefficients.csv", who)
-        return {
-            "runs": _table(rows, (*WHO, "options", "layers", "budget_train", "start"), RUNS),
-            "stages": _table(stages, (*WHO, "stage"), ("steps", "tokens", "seconds", "flops", "kl_end")),
-            "history": _table(history, WHO, LOG),
-            "coefficients": _table(coefficients, (*WHO, "name"), ("step", "layer", "head", "value")),
-        }
-
-    def evaluated(self) -> dict[str, Any]:
-        rows, checkpoints, positions, classes = [], [], [], []
-        probes: dict[str, list[dict[str, Any]]] = {name: [] for name in PROBES}
-        for _, who, record in self._found("evaluate"):
-            for name, found in probes.items():
-                found += [row | who for row in record.get(name) or []]
-            for split, values in (record.get("splits") or {}).items():
-                where = who | {"split": split}
-                rows.append(where | _summaries(values))
-                classes += [where | row for row in values.get("kl_by_class") or []]
-                by_position = enumerate(values.get("kl_by_position") or [], 1)
-                positions += [where | {"position": position, "kl": kl} for position, kl in by_position]
-            for kept in record.get("checkpoints") or []:
-                splits = (kept.get("splits") or {}).items()
-                checkpoints += [
-                    who | {"step": kept["step"], "split": split} | _summaries(values) for split, values in splits
-                ]
-        return {
-            "quality": _table(rows, (*WHO, "split"), QUALITY),
-            "checkpoints": _table(checkpoints, (*WHO, "split"), ("step", *QUALITY)),
-            "positions": _table(positions, (*WHO, "split"), ("position", "kl")),
-            "classes": _table(classes, (*WHO, "split", "by", "class"), ("tokens", "kl", "kl_se")),
-        } | {name: _table(found, (*WHO, *PROBES[name][0]), PROBES[name][1]) for name, found in probes.items()}
-
-    def sampled(self) -> dict[str, Any]:
-        rows: list[dict[str, Any]] = []
-        checkpoints: list[dict[str, Any]] = []
-        settings: dict[str, Any] = {}
-        for _, who, record in self._found("sample"):
-            settings = record.get("settings") or settings
-            rows += [_printable(sample) | who for sample in record.get("samples") or []]
-            for kept in record.get("checkpoints") or []:
-                step = who | {"step": kept["step"]}
-                checkpoints += [_printable(sample) | step for sample in kept.get("samples") or []]
-        return {
-            "samples": _table(rows, (*WHO, *TEXTS), SCORES),
-            "checkpoint_samples": _table(checkpoints, (*WHO, *TEXTS), ("step", *SCORES)),
-            "sampling": settings,
-        }
-
-    def benched(self) -> dict[str, Any]:
-        rows, capacity = [], []
-        for _, who, record in self._found("bench"):
-            rows += [measurement | who for measurement in record.get("measurements") or []]
-            capacity += [row | who for row in record.get("capacity") or []]
-        named = (*WHO[:3], "level", "phase", "subject", "unit", "outcome", "samples", "synthetic_positions", "noisy")
-        return {
-            "bench": _table(rows, (*named, "memory_agrees"), MEASURED),
-            "capacity": _table(capacity, (*WHO[:3], "subject"), CAPACITY),
-        }
-
-
 def record_warnings(records: Records) -> list[str]:
-    """What a reader must know before trusting the page: several machines, noise, gaps."""
+    """What a reader must know before trusting the page: several machines, gaps, noise."""
     found = []
     benched = records.environments[records.environments["stage"] == "bench"]
     machines = _distinct(benched, MACHINE)
@@ -222,11 +143,26 @@ def record_warnings(records: Records) -> list[str]:
     versions = _distinct(records.environments, ("torch", "transformers"))
     if len(versions) > 1:
         found.append(f"Records were made under different library versions: {'; '.join(versions)}.")
-    for stage, table in (("evaluate", records.quality), ("sample", records.samples), ("bench", records.bench)):
-        if lacking := [v for v in records.variants if v not in set(table["variant"])]:
-            found.append(f"No {stage} record of {', '.join(lacking)}.")
+    found += _gaps(records)
     if noisy := int(records.bench["noisy"].eq(True).sum()):
         found.append(f"{noisy} of {len(records.bench)} measurements are flagged noisy: the machine was busy.")
+    return found
+
+
+def _gaps(records: Records) -> list[str]:
+    """The records that some listed variant, or one seed of it, lacks of a stage."""
+    seeded = {"distill": records.runs, "evaluate": records.quality, "sample": records.samples}
+    there = {stage: set(zip(table["variant"], table["seed"], strict=True)) for stage, table in seeded.items()}
+    every = set().union(*there.values())
+    found = []
+    for stage, pairs in there.items():
+        lacking = [v for v in records.variants if v not in {name for name, _ in pairs}]
+        partly = [f"{v}, seed {seed:g}" for v, seed in sorted(every - pairs) if v not in lacking]
+        if lacking or partly:
+            found.append(f"No {stage} record of {'; '.join([*filter(None, [', '.join(lacking)]), *partly])}.")
+    benched = set(records.bench["variant"])
+    if lacking := [v for v in records.variants if v not in benched]:
+        found.append(f"No bench record of {', '.join(lacking)}.")
     return found
 
 
@@ -238,33 +174,3 @@ def _distinct(environments: pd.DataFrame, keys: Iterable[str]) -> dict[str, list
         if label and row["variant"] not in groups.setdefault(label, []):
             groups[label].append(row["variant"])
     return groups
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _csv(path: Path, who: dict[str, Any]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        return [row | who for row in pd.read_csv(path).to_dict("records")]
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and run the stage again") from None
-
-
-def _table(rows: list[dict[str, Any]], named: Iterable[str], numbers: Iterable[str]) -> pd.DataFrame:
-    """Rows with at least these columns, those of numbers as floats (None and nonsense as NaN)."""
-    table = pd.DataFrame(rows)
-    table = table.reindex(columns=[*table.columns, *(c for c in (*named, *numbers) if c not in table)])
-    return table.assign(**{c: pd.to_numeric(table[c], errors="coerce").astype(float) for c in numbers})
-
-
-def _summaries(values: dict[str, Any]) -> dict[str, Any]:
-    """A split's measures without its lists."""
-    return {key: value for key, value in values.items() if key not in ("kl_by_position", "kl_by_class")}
-
-
-def _printable(sample: dict[str, Any]) -> dict[str, Any]:
-    """A generated text may hold half a surrogate pair; a page cannot."""
-    return json.loads(json.dumps(sample, ensure_ascii=False).encode("utf-8", "replace"))

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
-from attnopt.report.data.read import QUALITY, Records
+from attnopt.report.data.read import Records
+from attnopt.statistics import student_t
 
+PERPLEXITIES = tuple(f"{whose}ppl_{unit}" for whose in ("", "teacher_") for unit in ("token", "word", "byte"))
+QUALITY = ("kl_forward", "kl_forward_se", "kl_reverse", "jsd", "top1_agreement", "ppl_ratio", *PERPLEXITIES)
 TRAINING = {
     "trained_parameters": "trained",
     "budget_tokens": "tokens",
@@ -39,7 +41,7 @@ def quality(records: Records, split: str) -> pd.DataFrame:
     out = groups[list(QUALITY)].mean().rename(columns={"kl_forward": "kl", "kl_forward_se": "kl_se_blocks"})
     out["seeds"] = groups["seed"].nunique()
     out["kl_spread"] = groups["kl_forward"].std(ddof=1)
-    half = stdtrit(out["seeds"] - 1, 0.975) * out["kl_spread"] / np.sqrt(out["seeds"])
+    half = student_t(out["seeds"] - 1) * out["kl_spread"] / np.sqrt(out["seeds"])
     out["kl_low"], out["kl_high"] = groups["kl_forward"].mean() - half, groups["kl_forward"].mean() + half
     seeds_part = (out["kl_spread"] ** 2 / out["seeds"]).fillna(0)
     out["kl_se"] = np.sqrt(out["kl_se_blocks"].fillna(0) ** 2 + seeds_part)

@@ -1,0 +1,1 @@
+"""What a table, a figure and a number as text are; nothing here knows the study."""

@@ -107,9 +107,17 @@ class View:
 
 @dataclass(kw_only=True)
 class Figure:
-    """Attributes:
-    name: file name and id. alt: what it shows, in words. frame: its numbers, for the download.
-    command: what makes the records it is drawn from. columns: panels side by side at most. height: of a panel.
+    """A figure as data, drawn by the page's script and by matplotlib alike.
+
+    Attributes:
+        name: file name and id; unique on the page.
+        title, caption: what stands by it.
+        alt: what it shows, in words.
+        views: what its selector chooses between; one view has no selector.
+        frame: its numbers, for the download.
+        command: what makes the records that it is drawn from.
+        columns: panels side by side at most.
+        height: of a panel, in pixels of the page.
     """
 
     name: str

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable
 
+from attnopt.statistics import Estimate
+
 MISSING, NBSP = "–", "\u00a0"
 
 
@@ -56,6 +58,11 @@ def plus_minus(x: float | None, error: float | None) -> str:
         return f"{number(x)}{NBSP}±{NBSP}{number(error, 2)}"
     decimals = max(0, 1 - math.floor(math.log10(error)))
     return f"{fixed(x, decimals)}{NBSP}±{NBSP}{error:.{decimals}f}"
+
+
+def estimate(known: Estimate) -> str:
+    """An estimate with its standard error, as `plus_minus`."""
+    return plus_minus(known.value, known.error)
 
 
 def interval(low: float | str, high: float | str) -> str:

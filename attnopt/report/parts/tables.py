@@ -1,47 +1,84 @@
 """What a table is: cells as words for the page, and the raw numbers behind them for the download."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pandas as pd
 
 Row = Any
 Cell = Callable[[Row], str]
+Kind = Literal["number", "text", "wide"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table as the page shows it.
+
+    Attributes:
+        heading: what stands above it; two columns may have the same.
+        cell: a row of the table's frame -> the text of its cell.
+        kind: number, set flush right; text; or wide, whole sentences.
+        swatch: whether each cell begins with the mark of the variant that its row is about.
+    """
+
+    heading: str
+    cell: Cell
+    kind: Kind = "number"
+    swatch: bool = False
 
 
 @dataclass(kw_only=True)
 class Table:
-    """Attributes:
-    name: file name and id. columns: heading -> cell of a row. frame: a row each, as the download has it.
-    command: what makes the records behind it.
-    text: headings of words, the others are of numbers. wide: those of whole sentences.
+    """A table of the page with what its download holds.
+
+        Table(
+            name="floors",
+            title="KL without attention",
+            columns=[variant_column(), column("KL", "kl", formats.number)],
+            frame=pd.DataFrame({"variant": ["none"], "kl": [2.0]}),
+            command="dvc repro evaluate",
+        )
+
+    Attributes:
+        name: file name of the download, and id; unique on the page.
+        title: what stands above it.
+        columns: from left to right.
+        frame: a row each, as the download has it; its column `variant`, where it has one, says whom a row is about.
+        command: what makes the records behind it.
+        note: what stands below it; **...** is bold.
     """
 
     name: str
     title: str
-    columns: dict[str, Cell]
+    columns: Sequence[Column]
     frame: pd.DataFrame
     command: str
     note: str = ""
-    text: set[str] = field(default_factory=set)
-    wide: set[str] = field(default_factory=set)
 
-    def kind_of(self, heading: str) -> str:
-        return "wide" if heading in self.wide else "text" if heading in self.text else "number"
+    @property
+    def headings(self) -> list[str]:
+        return [column.heading for column in self.columns]
 
     def rows(self) -> list[list[str]]:
-        return [[cell(row) for cell in self.columns.values()] for row in self.frame.to_dict("records")]
+        """The cells, row by row."""
+        return [[column.cell(row) for column in self.columns] for row in self.frame.to_dict("records")]
 
     def variants(self) -> list[str | None]:
         """The variant that each row is about, for its colour."""
         return list(self.frame["variant"]) if "variant" in self.frame else [None] * len(self.frame)
 
 
+def column(heading: str, key: str, show: Callable[[Any], str] = str, kind: Kind = "number") -> Column:
+    """A column that shows one value of each row."""
+    return Column(heading, lambda row: show(row[key]), kind)
+
+
+def variant_column(name: Callable[[Any], str] = str) -> Column:
+    """The column that says which variant a row is about, by its name and its mark."""
+    return Column("variant", lambda row: name(row["variant"]), "text", swatch=True)
+
+
 def csv(frame: pd.DataFrame) -> str:
+    """A download: six digits, no index."""
     return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-
-
-def column(key: str, show: Callable[[Any], str] = str) -> Cell:
-    """A cell that shows one value."""
-    return lambda row: show(row[key])

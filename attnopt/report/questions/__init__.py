@@ -9,12 +9,12 @@ from attnopt.report.questions import (
     crossovers,
     features,
     others,
+    phases,
     positions,
     simplest,
-    stages,
 )
 
 
 def answers(context: Context) -> list[Answer]:
-    asked = (choose, coherence, simplest, features, branches, coefficients, crossovers, stages, positions, others)
+    asked = (choose, coherence, simplest, features, branches, coefficients, crossovers, phases, positions, others)
     return [question.answer(context) for question in asked]

@@ -1,5 +1,6 @@
 """Tables of the bench that are beside the crossovers: what a memory holds, train steps, batches; disputed peaks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pandas as pd
 from attnopt.report.context import LEVELS, Context
 from attnopt.report.data import summary
 from attnopt.report.parts import formats as words
-from attnopt.report.parts.tables import Table, column
+from attnopt.report.parts.tables import Column, Table, column, variant_column
 
 
 def disputed(context: Context) -> list[str]:
@@ -44,13 +45,13 @@ def _capacity(context: Context) -> list[Table]:
             "capacity",
             f"Sequences of {words.length(length)} tokens that decode side by side in {words.number(memory)} GiB",
             frame.drop(columns=["control", "batches"], errors="ignore"),
-            {
-                "sequences": column("sequences", words.count),
-                "softmax": column("sequences_softmax", words.count),
-                "MiB each": column("sequence_mib", words.number),
-                "softmax, MiB each": column("sequence_mib_softmax", words.number),
-                "weights, MiB": column("weights_mib", words.number),
-            },
+            [
+                column("sequences", "sequences", words.count),
+                column("softmax", "sequences_softmax", words.count),
+                column("MiB each", "sequence_mib", words.number),
+                column("softmax, MiB each", "sequence_mib_softmax", words.number),
+                column("weights, MiB", "weights_mib", words.number),
+            ],
             "Computed from measured weights, states and peaks of memory; softmax is that of the same run.",
         )
     ]
@@ -77,31 +78,30 @@ def _timed(context: Context, name: str, title: str, parts: list[pd.DataFrame]) -
         return []
     keep = ["variant", "level", "phase", "unit", "length", "batch", "median", "q1", "q3", "baseline", "ratio"]
     keep += ["peak_mib", "baseline_peak", "memory_agrees", "noisy"]
-    cells = {
-        "level": column("level", LEVELS.__getitem__),
-        "phase": column("phase"),
-        "tokens": column("length", words.length),
-        "batch": column("batch", words.count),
-        "time": lambda r: f"{words.number(r['median'])} {r['unit']} {words.interval(r['q1'], r['q3'])}",
-        "over softmax's": column("ratio", words.times),
-        "peak, MiB": _peak,
-        "softmax's peak": column("baseline_peak", words.number),
-    }
+    columns = [
+        column("level", "level", LEVELS.__getitem__, "text"),
+        column("phase", "phase", kind="text"),
+        column("tokens", "length", words.length),
+        column("batch", "batch", words.count),
+        Column("time", lambda r: f"{words.number(r['median'])} {r['unit']} {words.interval(r['q1'], r['q3'])}"),
+        column("over softmax's", "ratio", words.times),
+        Column("peak, MiB", _peak),
+        column("softmax's peak", "baseline_peak", words.number),
+    ]
     note = f"Median and quartiles; softmax (SDPA) of the same run. {context.hardware}"
-    return [_table(context, name, title, pd.concat(parts, ignore_index=True)[keep], cells, note)]
+    return [_table(context, name, title, pd.concat(parts, ignore_index=True)[keep], columns, note)]
 
 
 def _peak(row: Any) -> str:
     return words.number(row["peak_mib"]) + (" (disputed)" if row["memory_agrees"] is False else "")
 
 
-def _table(context: Context, name: str, title: str, frame: pd.DataFrame, cells: dict[str, Any], note: str) -> Table:
+def _table(context: Context, name: str, title: str, frame: pd.DataFrame, columns: Sequence[Column], note: str) -> Table:
     return Table(
         name=name,
         title=title,
-        columns={"variant": column("variant", context.name)} | cells,
+        columns=[variant_column(context.name), *columns],
         frame=frame,
         command="dvc repro bench",
         note=note,
-        text={"variant", "level", "phase"},
     )

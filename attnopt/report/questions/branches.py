@@ -8,7 +8,8 @@ from attnopt.report.context import KL, Answer, Context, absent
 from attnopt.report.data import summary
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Axis, Figure, Panel, Series, one_view, ordered, row_height
-from attnopt.report.parts.tables import Cell, Table, column
+from attnopt.report.parts.tables import Column, Table, column, variant_column
+from attnopt.statistics import STANDARD_ERRORS, Estimate, margin
 
 SLUG, QUESTION = "branches", "Is every far branch alive?"
 WHOLE = ("both", "all")
@@ -28,7 +29,8 @@ def answer(context: Context) -> Answer:
         sentences=[_sentence(row) for row in frame.to_dict("records")],
         limits=[
             "Branches are switched off in a student that was trained with all of them, on some validation blocks. "
-            "Alive: the window alone is worse by more than 1.96 standard errors of the difference, block by block. "
+            f"Alive: the window alone is worse by more than {STANDARD_ERRORS} standard errors of the difference, block "
+            "by block. "
             f"Dead: not so, and even at the end of that interval by less than {100 * NEGLIGIBLE:.0f} % of its KL."
         ],
         figures=[_figure(context, table)],
@@ -54,18 +56,17 @@ def _compared(rows: pd.DataFrame) -> dict[str, Any]:
     lack = rows[rows["branches"] == "window"]
     if "whole" not in kl or not len(lack):
         return {}
-    difference, se = float(lack["difference"].iloc[0]), float(lack["difference_se"].iloc[0])
-    share = difference / kl["window"]
-    verdict = _verdict(difference, se, kl["window"])
-    found = {"variant": rows["variant"].iloc[0], "verdict": verdict, "difference": difference, "difference_se": se}
-    return found | {"share": share} | {f"kl_{branch}": value for branch, value in kl.items()}
+    lacking = Estimate(float(lack["difference"].iloc[0]), float(lack["difference_se"].iloc[0]))
+    found = {"variant": rows["variant"].iloc[0], "verdict": _verdict(lacking, kl["window"])}
+    found |= {"difference": lacking.value, "difference_se": lacking.error, "share": lacking.value / kl["window"]}
+    return found | {f"kl_{branch}": value for branch, value in kl.items()}
 
 
-def _verdict(difference: float, se: float, window: float) -> str:
+def _verdict(lacking: Estimate, window: float) -> str:
     """Without a standard error nothing can be told."""
-    if difference > 1.96 * se:
+    if lacking.clearly_above(0.0):
         return "alive"
-    return "dead" if difference + 1.96 * se < NEGLIGIBLE * window else "cannot tell"
+    return "dead" if lacking.interval[1] < NEGLIGIBLE * window else "cannot tell"
 
 
 def _short(frame: pd.DataFrame) -> str:
@@ -87,19 +88,20 @@ def _sentence(row: dict[str, Any]) -> str:
 
 
 def _table(context: Context, frame: pd.DataFrame) -> Table:
-    columns: dict[str, Cell] = {"variant": column("variant", context.name)}
-    for key in [str(key) for key in frame if str(key).startswith("kl_")]:
-        name = key.removeprefix("kl_")
-        columns["whole" if name == "whole" else f"{name} alone"] = column(key, words.number)
-    columns["window alone less whole"] = lambda r: words.plus_minus(r["difference"], r["difference_se"])
+    parts = [str(key).removeprefix("kl_") for key in frame if str(key).startswith("kl_")]
     return Table(
         name="branches",
         title="KL with some branches alone",
-        columns=columns | {"share": column("share", words.percent), "far branch": column("verdict")},
+        columns=[
+            variant_column(context.name),
+            *(column("whole" if part == "whole" else f"{part} alone", f"kl_{part}", words.number) for part in parts),
+            Column("window alone less whole", lambda r: words.plus_minus(r["difference"], r["difference_se"])),
+            column("share", "share", words.percent),
+            column("far branch", "verdict", kind="text"),
+        ],
         frame=frame,
         command="dvc repro evaluate",
         note="On the same validation blocks for all; means over seeds, ± one standard error over blocks and seeds.",
-        text={"variant", "far branch"},
     )
 
 
@@ -109,7 +111,7 @@ def _figure(context: Context, table: pd.DataFrame) -> Figure:
     series = []
     for i, part in enumerate(parts):
         rows = table[table["branches"] == part]
-        half = 1.96 * rows["kl_forward_se"].fillna(0)
+        half = margin(rows["kl_forward_se"].fillna(0))
         low, high = (list((rows["kl_forward"] + sign * half).clip(lower=1e-6)) for sign in (-1, 1))
         name = "whole" if part == "whole" else f"{part} alone"
         x, y = list(rows["kl_forward"]), [context.name(v) for v in rows["variant"]]

@@ -5,12 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from attnopt import statistics as stats
-from attnopt.report.context import LEVELS, ZERO, Answer, Context, absent
+from attnopt.report.context import EXTRAPOLATED, LEVELS, ZERO, Answer, Context, absent
 from attnopt.report.data import extrapolation
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Axis, Figure, Panel, Rule, Series, Style, View
-from attnopt.report.parts.tables import Cell, Table, column
+from attnopt.report.parts.tables import Cell, Column, Table, column, variant_column
+from attnopt.report.questions import extrapolated
+from attnopt.statistics import margin, pareto
 
 SLUG, QUESTION = "choose", "Which variant for which context length and memory?"
 LEAN = "the closest among those that decode faster than softmax in half its state"
@@ -35,7 +36,7 @@ def answer(context: Context) -> Answer:
     best = str(context.ranked.index[0])
     lengths = [n for n in context.lengths if len(eligible(context, n))]
     if not lengths:
-        kl = words.plus_minus(*context.kl(best))
+        kl = words.estimate(context.kl(best))
         short = f"**{best}** is closest to the teacher (KL {kl}). Not from this run: its cost."
         return Answer(slug=SLUG, question=QUESTION, short=short)
     chosen = [choices(context, n) for n in lengths[::-1]]
@@ -69,16 +70,16 @@ def choices(context: Context, length: int) -> Table:
     rows.append(_row("the smallest state", table.sort_values(["state", "kl"]).dropna(subset=["state"]).head(1)))
     lean = table[(table["decode_ms_ratio"] < 1) & (table["state_ratio"] <= 0.5)]
     rows.append(_row(LEAN, lean.head(1)))
-    columns: dict[str, Cell] = {
-        "if you need": column("need"),
-        "choose": lambda r: r["variant"] or "none of these",
-        "KL": lambda r: words.plus_minus(r["kl"], r["kl_se"]),
-        "decoding over softmax's": column("decode_ms_ratio", words.times),
-        "prefill over softmax's": column("prefill_ms_ratio", words.times),
-        "state": column("state", words.size),
-        "state over softmax's": column("state_ratio", words.times),
-        f"as fast within {spread}": column("equal"),
-    }
+    columns = [
+        column("if you need", "need", kind="wide"),
+        Column("choose", lambda r: r["variant"] or "none of these", "text", swatch=True),
+        Column("KL", lambda r: words.plus_minus(r["kl"], r["kl_se"])),
+        column("decoding over softmax's", "decode_ms_ratio", words.times),
+        column("prefill over softmax's", "prefill_ms_ratio", words.times),
+        column("state", "state", words.size),
+        column("state over softmax's", "state_ratio", words.times),
+        column(f"as fast within {spread}", "equal", kind="wide"),
+    ]
     return Table(
         name=f"choose_{length}",
         title=f"Choose at {_where(context, length)}",
@@ -86,8 +87,6 @@ def choices(context: Context, length: int) -> Table:
         frame=_marked(context, pd.DataFrame(rows), length),
         command="dvc repro evaluate bench",
         note=f"Of variants equally fast within their {spread}, the one with the lowest KL.",
-        text={"choose"},
-        wide={"if you need", f"as fast within {spread}"},
     )
 
 
@@ -128,14 +127,16 @@ def _named(variant: str, needs: list[str], row: dict[str, Any]) -> str:
 
 def _blocks(context: Context, length: int) -> str:
     """What the KL is of, where that is not this length."""
-    block = context.records.corpus.get("block")
-    return f" on blocks of {block} tokens" if block and length > block else ""
+    block = context.records.corpus.block
+    return f" on blocks of {block} tokens" if length > block else ""
 
 
 def _where(context: Context, length: int) -> str:
     level = eligible(context, length)["level"].iloc[0]
     where = words.length(length) + (" tokens" if level == "model" else f" tokens, {LEVELS[level]}")
-    return f"{where}, {context.basis.words}" if context.basis and length in context.extrapolated else where
+    if context.basis and length in context.extrapolated:
+        return f"{where}, {extrapolated.said_basis(context.basis)}"
+    return where
 
 
 def _spread(context: Context, length: int) -> tuple[str, str, str]:
@@ -148,13 +149,13 @@ def _marked(context: Context, frame: pd.DataFrame, length: int) -> pd.DataFrame:
     frame = frame.assign(length=length)
     if length not in context.extrapolated or context.basis is None:
         return frame
-    return frame.assign(**{extrapolation.COLUMN: words.listing(context.basis.lengths)})
+    return frame.assign(**{EXTRAPOLATED: words.listing(context.basis.lengths)})
 
 
 def _sentences(context: Context, length: int) -> list[str]:
     table = eligible(context, length)
     axes = [key for key in ("kl", *COSTS) if table[key].notna().all()]
-    front = table.index[stats.pareto(table[axes].to_numpy())]
+    front = table.index[pareto(table[axes].to_numpy())]
     shown = words.listing(["KL", *(COSTS[key][0] for key in axes[1:])])
     names = words.listing(f"**{v}**" for v in front)
     out = [f"Pareto front over {shown} at {_where(context, length)}: {names}."]
@@ -170,12 +171,12 @@ def _sentences(context: Context, length: int) -> list[str]:
 
 
 def _limits(context: Context, length: int) -> list[str]:
-    out, block = [], context.records.corpus.get("block")
+    out, block = [], context.records.corpus.block
     known = "extrapolated" if length in context.extrapolated else "measured"
-    if block and length > block:
+    if length > block:
         out.append(f"KL is measured on blocks of {block} tokens; at {words.length(length)} only the cost is {known}.")
     if context.extrapolated:
-        out += extrapolation.limits(context.records, context.extrapolated)
+        out += extrapolated.limits(context.records, context.extrapolated)
     out += _unanswered(context)
     if len(left_out := context.ranked.index.difference(eligible(context, length).index, sort=False)):
         out.append(f"Left out, not {known} there or no closer than no attention at all: {words.listing(left_out)}.")
@@ -220,10 +221,10 @@ def _figure(context: Context, lengths: list[int]) -> Figure:
 def _front(context: Context, table: pd.DataFrame, key: str) -> Panel:
     title, unit, scale = COSTS[key]
     rows = table[table[key].notna() & (table["kl"] > ZERO)].assign(cost=lambda t: t[key] / scale)
-    half = 1.96 * rows["kl_se"]
+    half = margin(rows["kl_se"])
     rows = rows.assign(low=rows["kl"] - half, high=rows["kl"] + half).sort_values("cost")
     ranked = rows[rows["role"] == "candidate"]
-    front = ranked[stats.pareto(ranked[["kl", "cost"]].to_numpy())]
+    front = ranked[pareto(ranked[["kl", "cost"]].to_numpy())]
     series = [Series("Pareto front", Style("front", "none"), list(front["cost"]), list(front["kl"]), points=False)]
     for variant, group in rows.groupby("variant", sort=False):
         points = context.series(variant, group["cost"], group["kl"], low=group["low"], high=group["high"])
@@ -237,24 +238,25 @@ def _front(context: Context, table: pd.DataFrame, key: str) -> Panel:
 def _extrapolated(context: Context) -> str:
     """Says which costs of a figure are not measured."""
     shown = words.listing(words.length(n) for n in context.extrapolated)
-    return f" Costs at {shown} are {context.basis.words}." if context.basis and context.extrapolated else ""
+    if not context.basis or not context.extrapolated:
+        return ""
+    return f" Costs at {shown} are {extrapolated.said_basis(context.basis)}."
 
 
 def _costs(context: Context, length: int) -> Table:
     bounds = _spread(context, length)[:2]
-    extrapolated = length in context.extrapolated
-    columns: dict[str, Cell] = {
-        "variant": column("variant", context.name),
-        "prefill, ms": lambda r: _bounded(r, "prefill_ms", bounds),
-        "over softmax's": _ratio("prefill_ms_ratio", extrapolated),
-        "decoding, ms per token": lambda r: _bounded(r, "decode_ms", bounds),
-        "over softmax's ": _ratio("decode_ms_ratio", extrapolated),
-        "state": column("state", words.size),
-        "over softmax's  ": column("state_ratio", words.times),
-    }
-    if not extrapolated:
-        columns["peak memory, MiB"] = column("peak_mib", words.number)
-    shown = "With 95 % intervals from resampled raw samples" if extrapolated else "Medians with quartiles"
+    measured = length not in context.extrapolated
+    columns = [
+        variant_column(context.name),
+        Column("prefill, ms", lambda r: _bounded(r, "prefill_ms", bounds)),
+        Column("over softmax's", _ratio("prefill_ms_ratio", measured)),
+        Column("decoding, ms per token", lambda r: _bounded(r, "decode_ms", bounds)),
+        Column("over softmax's", _ratio("decode_ms_ratio", measured)),
+        column("state", "state", words.size),
+        column("over softmax's", "state_ratio", words.times),
+        *([column("peak memory, MiB", "peak_mib", words.number)] if measured else []),
+    ]
+    shown = "Medians with quartiles" if measured else "With 95 % intervals from resampled raw samples"
     return Table(
         name=f"costs_{length}",
         title=f"Cost at {_where(context, length)}",
@@ -262,14 +264,13 @@ def _costs(context: Context, length: int) -> Table:
         frame=context.costs[length].reset_index(names="variant"),
         command="dvc repro bench",
         note=f"{shown}; softmax is SDPA, interleaved in the same run. {context.hardware}",
-        text={"variant"},
     )
 
 
-def _ratio(key: str, extrapolated: bool) -> Cell:
-    """A quotient over softmax's time, with its interval where it has one."""
-    if not extrapolated:
-        return column(key, words.times)
+def _ratio(key: str, measured: bool) -> Cell:
+    """A quotient over softmax's time, with its interval where it is extrapolated and so has one."""
+    if measured:
+        return lambda row: words.times(row[key])
     return lambda row: _bounded(row, key, ("_low", "_high"), words.times)
 
 

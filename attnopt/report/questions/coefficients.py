@@ -10,7 +10,7 @@ from attnopt.report.context import Answer, Context, absent
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Axis, Figure, Heat, Panel, Series, ordered, plain, thinned
 from attnopt.report.parts.figures import one_view as view
-from attnopt.report.parts.tables import Table, column
+from attnopt.report.parts.tables import Column, Table, column
 from attnopt.report.questions import pruning
 
 SLUG, QUESTION = "coefficients", "Which mask coefficients matter, and what does dropping the small ones cost?"
@@ -50,17 +50,16 @@ def _table(variant: str, last: pd.DataFrame) -> Table:
     return Table(
         name=f"coefficients_{variant}",
         title=f"Coefficients of {variant} after training",
-        columns={
-            "candidate": column("name"),
-            "coefficient": lambda r: words.plus_minus(r["mean"], r["sem"]),
-            "lowest": column("min", words.number),
-            "highest": column("max", words.number),
-            "share of the largest": column("share", words.percent),
-        },
+        columns=[
+            column("candidate", "name", kind="text"),
+            Column("coefficient", lambda r: words.plus_minus(r["mean"], r["sem"])),
+            column("lowest", "min", words.number),
+            column("highest", "max", words.number),
+            column("share of the largest", "share", words.percent),
+        ],
         frame=frame,
         command=f"dvc repro distill@{variant}",
         note="Mean over layers, heads and seeds with its standard error.",
-        text={"candidate"},
     )
 
 

@@ -2,12 +2,12 @@
 
 import pandas as pd
 
-from attnopt import statistics as stats
+from attnopt import statistics
 from attnopt.report.context import ZERO, Answer, Context, absent, off_scale
 from attnopt.report.data import summary
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Axis, Figure, Panel, Rule, one_view
-from attnopt.report.parts.tables import Table, column
+from attnopt.report.parts.tables import Column, Table, column
 
 SLUG, QUESTION = "coherence", "Does low KL mean coherent text?"
 LEAST = 4
@@ -60,8 +60,8 @@ def _stacked(final: pd.DataFrame, kept: pd.DataFrame) -> pd.DataFrame:
 
 def _correlation(context: Context, table: pd.DataFrame, measure: str, over: str) -> dict[str, float | str]:
     groups = [rows[["kl", measure]].to_numpy() for _, rows in table.groupby("variant")]
-    rho = stats.spearman(table["kl"].to_numpy(), table[measure].to_numpy())
-    low, high = stats.bootstrap(groups, lambda r: stats.spearman(r[:, 0], r[:, 1]), context.params.resamples)
+    rho = statistics.spearman(table["kl"].to_numpy(), table[measure].to_numpy())
+    low, high = statistics.bootstrap(groups, lambda r: statistics.spearman(r[:, 0], r[:, 1]), context.params.resamples)
     runs = int((table["step"] == END).sum())
     counts = {"runs": runs, "checkpoints": len(table) - runs}
     return {"measure": MEASURES[measure], "over": over, "rho": rho, "low": low, "high": high, **counts}
@@ -169,15 +169,14 @@ def _table(frame: pd.DataFrame) -> Table:
     return Table(
         name="correlations",
         title="Spearman correlations of KL",
-        columns={
-            "with": column("measure"),
-            **({"over": column("over")} if frame["over"].nunique() > 1 else {}),
-            "correlation": column("rho", words.fixed),
-            "95 % interval": lambda r: words.interval(r["low"], r["high"]),
-            "runs": column("runs"),
-            **({"checkpoints": column("checkpoints")} if frame["checkpoints"].any() else {}),
-        },
+        columns=[
+            column("with", "measure", kind="text"),
+            *([column("over", "over", kind="text")] if frame["over"].nunique() > 1 else []),
+            column("correlation", "rho", words.fixed),
+            Column("95 % interval", lambda r: words.interval(r["low"], r["high"])),
+            column("runs", "runs"),
+            *([column("checkpoints", "checkpoints")] if frame["checkpoints"].any() else []),
+        ],
         frame=frame,
         command="dvc repro evaluate sample",
-        text={"with", "over"},
     )

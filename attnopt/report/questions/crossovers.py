@@ -5,13 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from attnopt import statistics as fits
+from attnopt import statistics
 from attnopt.report.context import CONTROL_LOOKS, LEVELS, Answer, Context, absent
 from attnopt.report.data import summary
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Axis, Figure, Panel, Rule, Series, View, ticks
-from attnopt.report.parts.tables import Cell, Table, column
-from attnopt.report.questions import bench_tables as peaks
+from attnopt.report.parts.tables import Column, Table, column, variant_column
+from attnopt.report.questions import bench_tables
 
 SLUG, QUESTION = "crossovers", "From which context length is it faster and smaller than softmax?"
 PHASES = {"prefill": "prefill time", "decode": "decoding time"}
@@ -35,9 +35,9 @@ def answer(context: Context) -> Answer:
         question=QUESTION,
         short=_short(ranked[ranked["level"] == ranked["level"].iloc[0]]),
         sentences=[_sentence(group, str(what), str(level)) for (level, what), group in groups],
-        limits=[*([hidden] if only_model else []), *peaks.disputed(context)],
+        limits=[*([hidden] if only_model else []), *bench_tables.disputed(context)],
         figures=[_ratios(context), _growth(context)],
-        tables=[_table(context, frame), *peaks.tables(context)],
+        tables=[_table(context, frame), *bench_tables.tables(context)],
     )
 
 
@@ -61,22 +61,22 @@ def _crossings(context: Context) -> Iterator[dict[str, Any]]:
 def _timed(group: pd.DataFrame, resamples: int) -> dict[str, Any]:
     lengths, own, softmax = (list(group[key]) for key in ("length", "median", "baseline"))
     samples, softmax_samples = (list(group[key]) for key in ("samples", "baseline_samples"))
-    low, high = fits.crossover_interval(lengths, samples, softmax_samples, resamples=resamples)
-    found = {"at": fits.crossover(lengths, own, softmax), "at_low": low, "at_high": high}
+    low, high = statistics.crossover_interval(lengths, samples, softmax_samples, resamples=resamples)
+    found = {"at": statistics.crossover(lengths, own, softmax), "at_low": low, "at_high": high}
     return found | _growths(lengths, own, softmax)
 
 
 def _sized(group: pd.DataFrame) -> dict[str, Any]:
     """The same for bytes, which do not vary."""
     lengths, own, softmax = (list(group[key]) for key in ("length", "state_bytes", "baseline_state"))
-    at = fits.crossover(lengths, own, softmax)
+    at = statistics.crossover(lengths, own, softmax)
     return {"at": at, "at_low": at, "at_high": at} | _growths(lengths, own, softmax)
 
 
 def _growths(lengths: list[float], own: list[float], softmax: list[float]) -> dict[str, float]:
     """Exponents over the longer half of the lengths, or over all where there are fewer than six."""
     start = len(lengths) // 2 if len(lengths) >= 6 else 0
-    fit, base = (fits.fit_exponent(lengths[start:], costs[start:]) for costs in (own, softmax))
+    fit, base = (statistics.fit_exponent(lengths[start:], costs[start:]) for costs in (own, softmax))
     found = {"exponent": fit.exponent, "exponent_low": fit.low, "exponent_high": fit.high}
     return found | {"exponent_softmax": base.exponent, "shortest": lengths[0], "longest": lengths[-1]}
 
@@ -130,25 +130,31 @@ def _table(context: Context, frame: pd.DataFrame) -> Table:
     for (level, variant), group in frame.groupby(["level", "variant"], sort=False):
         costs = {f"{c['what']}: {key}": c[key] for c in group.to_dict("records") for key in FOUND}
         rows.append({"variant": variant, "level": level} | costs)
-    columns: dict[str, Cell] = {"variant": column("variant", context.name)}
-    if frame["level"].nunique() > 1:
-        columns["level"] = column("level", LEVELS.__getitem__)
-    for what in frame["what"].unique():
-        columns[f"less {what} from, tokens"] = lambda row, what=what: _at(_part(row, what))  # type: ignore[misc]
-        columns[f"{what}, exponent"] = lambda row, what=what: _exponent(_part(row, what))  # type: ignore[misc]
+    level_too = [column("level", "level", LEVELS.__getitem__, "text")] if frame["level"].nunique() > 1 else []
     base = frame.groupby(["level", "what"], sort=False)["exponent_softmax"].median()
     softmax = [f"{LEVELS[str(level)]}, {what} {words.fixed(value)}" for (level, what), value in base.items()]
     return Table(
         name="crossovers",
         title="Crossovers and exponents",
-        columns=columns,
+        columns=[
+            variant_column(context.name),
+            *level_too,
+            *(pair for what in frame["what"].unique() for pair in _pair(str(what))),
+        ],
         frame=pd.DataFrame(rows),
         command="dvc repro bench",
         note="Crossovers are interpolated on log-log axes between measured lengths, with 95 % intervals from resampled "
         "raw samples; exponents are of cost over length, with 95 % intervals of the fit. "
         f"Softmax's own exponents: {'; '.join(softmax)}.",
-        text={"variant", "level"},
     )
+
+
+def _pair(what: str) -> list[Column]:
+    """The columns of one kind of cost: where it becomes less than softmax's, and how it grows."""
+    return [
+        Column(f"less {what} from, tokens", lambda row: _at(_part(row, what))),
+        Column(f"{what}, exponent", lambda row: _exponent(_part(row, what))),
+    ]
 
 
 def _part(row: dict[str, Any], what: str) -> dict[str, Any]:

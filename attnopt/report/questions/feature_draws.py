@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from attnopt.report.context import KL, Context
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Axis, Figure, Panel, Style, one_view, ticks
+from attnopt.statistics import pooled_deviation, student_t
 
 
 def table(context: Context) -> pd.DataFrame:
@@ -28,12 +28,11 @@ def enough(rows: pd.DataFrame) -> tuple[int | None, float]:
     means of log KL, at 5 % over all pairs. (None, NaN) where every number was drawn once.
     """
     logs = np.log(rows["kl"]).groupby(rows["features"]).agg(["mean", "var", "size"]).sort_index()
-    free = int((logs["size"] - 1).sum())
+    spread, free = pooled_deviation(logs["var"], logs["size"])
     if free < 1:
         return None, np.nan
-    spread = float(np.sqrt(((logs["size"] - 1) * logs["var"].fillna(0)).sum() / free))
     sizes, pairs = logs["size"].to_numpy(), len(logs) * (len(logs) - 1) / 2
-    error = spread * stdtrit(free, 1 - 0.025 / max(pairs, 1)) * np.sqrt(1 / sizes[:, None] + 1 / sizes)
+    error = spread * student_t(free, 1 - 0.05 / max(pairs, 1)) * np.sqrt(1 / sizes[:, None] + 1 / sizes)
     gain = logs["mean"].to_numpy()[:, None] - logs["mean"].to_numpy()
     beaten = np.triu(gain > error, 1).any(1)
     return int(logs.index[~beaten][0]), spread
@@ -61,14 +60,13 @@ def _change(drawn: pd.DataFrame) -> tuple[int, int, float, float, float] | None:
     """
     every = set.intersection(*(set(rows["features"]) for _, rows in drawn.groupby("variant")))
     logs = np.log(drawn["kl"]).groupby([drawn["variant"], drawn["features"]]).agg(["mean", "var", "size"])
-    free = int((logs["size"] - 1).sum())
+    spread, free = pooled_deviation(logs["var"], logs["size"])
     if len(every) < 2 or free < 1:
         return None
-    spread = float(np.sqrt(((logs["size"] - 1) * logs["var"].fillna(0)).sum() / free))
     few, many = (logs.xs(count, level="features") for count in (min(every), max(every)))
     difference = float((many["mean"] - few["mean"]).mean())
     error = spread * float(np.sqrt((1 / few["size"] + 1 / many["size"]).sum())) / len(few)
-    half = float(stdtrit(free, 0.975)) * error
+    half = float(student_t(free)) * error
     ratio, low, high = (float(np.exp(difference + way * half)) for way in (0, -1, 1))
     return int(min(every)), int(max(every)), ratio, low, high
 

@@ -1,15 +1,13 @@
 """How much random features vary from seed to seed, and how many it takes."""
 
-import math
-
 import numpy as np
 import pandas as pd
 
-from attnopt import statistics as stats
 from attnopt.report.context import KL, Answer, Context, absent
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Axis, Figure, Panel, Series, Style, one_view, ticks
 from attnopt.report.questions import feature_draws as draws
+from attnopt.statistics import percentiles, pooled_deviation
 
 SLUG, QUESTION = "features", "How much do random features vary, and how many does it take?"
 KIND = "performer"
@@ -84,12 +82,11 @@ def _spread(table: pd.DataFrame, alike: list[str]) -> tuple[float, float, float]
     None where no two runs are alike.
     """
     logs = np.log(table["kl"]).groupby([table[key] for key in alike])
-    free = int((logs.size() - 1).sum())
+    spread, free = pooled_deviation(logs.var(ddof=1), logs.size())
     if free < 1:
         return None
-    spread = math.sqrt(float(((logs.size() - 1) * logs.var(ddof=1).fillna(0)).sum()) / free)
     chi = np.random.default_rng(0).chisquare(free, 20_000)
-    return spread, *stats.percentiles(spread * np.sqrt(free / chi))
+    return spread, *percentiles(spread * np.sqrt(free / chi))
 
 
 def _sources(context: Context, table: pd.DataFrame) -> list[str]:

@@ -4,9 +4,9 @@ import json
 from itertools import combinations
 from typing import Any
 
-from attnopt.report import overview as evidence
 from attnopt.report.context import Answer, Context, absent
 from attnopt.report.parts import formats as words
+from attnopt.statistics import STANDARD_ERRORS
 
 SLUG = "others"
 QUESTION = "Do other losses, other data, longer blocks or other teachers change the answer?"
@@ -44,25 +44,22 @@ def _one_loss_apart(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def _sentence(context: Context, a: dict[str, Any], b: dict[str, Any]) -> str:
     """Which of two is closer to the teacher, and what sets them apart."""
-    better, worse = sorted((str(a["variant"]), str(b["variant"])), key=lambda v: context.kl(v)[0])
-    gap, se = context.worse_by(worse, better)
+    better, worse = sorted((str(a["variant"]), str(b["variant"])), key=lambda v: context.kl(v).value)
+    gap = context.worse_by(worse, better)
     unlike = [key for key in LOSSES if a["losses"][key] != b["losses"][key]]
     shown = [", ".join(f"{LOSSES[key]} {row['losses'][key]}" for key in unlike) for row in (a, b)]
     told = [f"{row['variant']} ({losses})" for row, losses in zip((a, b), shown, strict=True)]
-    clear = "more" if gap > 1.96 * se else "not more"
+    clear = "more" if gap.clearly_above(0.0) else "not more"
     return (
         f"{words.listing(told)} differ in their loss alone: **{better}** has the lower KL, by "
-        f"{words.plus_minus(gap, se)}, {clear} than 1.96 standard errors."
+        f"{words.estimate(gap)}, {clear} than {STANDARD_ERRORS} standard errors."
     )
 
 
 def _fixed(context: Context) -> str:
     """What there is one of."""
-    run = context.records
-    parts = []
-    if run.teacher:
-        parts.append(f"one teacher ({evidence.teacher_name(run.teacher)})")
-    if run.corpus:
-        parts.append(f"one corpus ({run.corpus.get('source')})")
-        parts.append(f"one length of blocks ({run.corpus.get('block')} tokens)")
-    return words.listing(parts) if parts else "no record of its teacher and corpus"
+    corpus = context.records.corpus
+    return (
+        f"one teacher ({context.teacher_name}), one corpus ({corpus.source}) and one length of blocks "
+        f"({corpus.block} tokens)"
+    )

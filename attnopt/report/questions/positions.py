@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pandas as pd
 
-from attnopt import statistics as stats
 from attnopt.report.context import ZERO, Answer, Context, absent
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Axis, Figure, Panel, one_view
-from attnopt.report.parts.tables import Table, column
-from attnopt.report.questions import where_lost as probes
+from attnopt.report.parts.tables import Column, Table, column, variant_column
+from attnopt.report.questions import where_lost
+from attnopt.statistics import bootstrap
 
 SLUG, QUESTION = "positions", "Where in the sequence, on which tokens and in which layers is quality lost?"
 
@@ -23,16 +23,16 @@ def answer(context: Context) -> Answer:
         return absent(SLUG, QUESTION, "KL by position of no variant that competes was recorded")
     rows = [{"variant": v} | _quarters(context, group) for v, group in ranked.groupby("variant", sort=False)]
     frame = pd.DataFrame(rows).sort_values("ratio", ascending=False)
-    probed = {"tokens": probes.classes(context), "layers": probes.layers(context)}
+    probed = {"tokens": where_lost.classes(context), "layers": where_lost.layers(context)}
     lacking = [what for what, found in probed.items() if not len(found)]
     return Answer(
         slug=SLUG,
         question=QUESTION,
         short=_short(frame),
-        sentences=probes.sentences(context),
+        sentences=where_lost.sentences(context),
         limits=[f"Which {words.listing(lacking)} lose it is not from this run."] if lacking else [],
-        figures=[_figure(context, table), *probes.figures(context)],
-        tables=[_table(frame), *probes.tables(context)],
+        figures=[_figure(context, table), *where_lost.figures(context)],
+        tables=[_table(frame), *where_lost.tables(context)],
     )
 
 
@@ -42,7 +42,7 @@ def _quarters(context: Context, rows: pd.DataFrame) -> dict[str, float]:
     quarter = max(1, len(kl) // 4)
     pairs = np.stack([kl[:quarter], kl[-quarter:]], axis=1)
     first, last = (float(mean) for mean in pairs.mean(0))
-    low, high = stats.bootstrap(
+    low, high = bootstrap(
         [pair[None] for pair in pairs], lambda p: float(p[:, 1].mean() / p[:, 0].mean()), context.params.resamples
     )
     return {"first": first, "last": last, "ratio": last / first, "low": low, "high": high}
@@ -61,17 +61,16 @@ def _table(frame: pd.DataFrame) -> Table:
     return Table(
         name="quarters",
         title="KL early and late in the block",
-        columns={
-            "variant": column("variant"),
-            "first quarter": column("first", words.number),
-            "last quarter": column("last", words.number),
-            "last over first": column("ratio", words.times),
-            "95 % interval": lambda r: words.interval(r["low"], r["high"]),
-        },
+        columns=[
+            variant_column(),
+            column("first quarter", "first", words.number),
+            column("last quarter", "last", words.number),
+            column("last over first", "ratio", words.times),
+            Column("95 % interval", lambda r: words.interval(r["low"], r["high"])),
+        ],
         frame=frame,
         command="dvc repro evaluate",
         note="Intervals over resampled positions.",
-        text={"variant"},
     )
 
 

@@ -8,7 +8,8 @@ from attnopt.report.context import KL, Context
 from attnopt.report.data import summary
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Axis, Figure, Panel, one_view
-from attnopt.report.parts.tables import Table, column
+from attnopt.report.parts.tables import Column, Table, column
+from attnopt.statistics import margin
 
 
 def cuts(context: Context, variant: str) -> pd.DataFrame:
@@ -50,12 +51,12 @@ def tables(context: Context, variant: str) -> list[Table]:
     table = Table(
         name=f"pruned_{variant}",
         title=f"KL of {variant} with its small coefficients dropped",
-        columns={
-            "dropped under": column("threshold", words.number),
-            "kept": lambda r: f"{words.count(r['kept'])} of {words.count(r['of'])}",
-            "KL": lambda r: words.plus_minus(r["kl"], r["kl_se"]),
-            "change": lambda r: words.plus_minus(r["cost"], r["cost_se"]),
-        },
+        columns=[
+            column("dropped under", "threshold", words.number),
+            Column("kept", lambda r: f"{words.count(r['kept'])} of {words.count(r['of'])}"),
+            Column("KL", lambda r: words.plus_minus(r["kl"], r["kl_se"])),
+            Column("change", lambda r: words.plus_minus(r["cost"], r["cost_se"])),
+        ],
         frame=frame,
         command=f"dvc repro evaluate@{variant}",
         note="On some validation blocks, means over seeds; ± one standard error over blocks and seeds, that of the "
@@ -68,7 +69,7 @@ def figures(context: Context, variant: str) -> list[Figure]:
     frame = cuts(context, variant)
     if len(frame) < 2:
         return []
-    share, half = 100 * frame["kept"] / frame["of"], 1.96 * frame["cost_se"].fillna(0)
+    share, half = 100 * frame["kept"] / frame["of"], margin(frame["cost_se"].fillna(0))
     series = context.series(variant, share, frame["kl"], low=frame["kl"] - half, high=frame["kl"] + half)
     return [
         Figure(

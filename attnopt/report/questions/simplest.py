@@ -5,6 +5,7 @@ import pandas as pd
 from attnopt.report.context import KL, ZERO, Answer, Context, absent, off_scale
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Axis, Figure, Panel, Series, Style, one_view, row_height, thinned
+from attnopt.statistics import STANDARD_ERRORS, Estimate
 
 SLUG, QUESTION = "simplest", "Is the simplest variant really the best at equal budget?"
 
@@ -29,18 +30,17 @@ def _short(context: Context) -> str:
     ranked, simple = list(map(str, context.ranked.index)), _simplest(context)
     if simple is None or len(ranked) < 2:
         return absent(SLUG, QUESTION, "it takes a masks or window variant and another to compare with").short
-    kl, best = words.plus_minus(*context.kl(simple)), ranked[0]
+    kl, best = words.estimate(context.kl(simple)), ranked[0]
     if best == simple:
         return f"{_verdict(context, ranked[1], simple, 'Yes')}: **{simple}** has the lowest KL of {len(ranked)} ({kl})."
-    lowest = f"**{best}** is lowest ({words.plus_minus(*context.kl(best))})"
+    lowest = f"**{best}** is lowest ({words.estimate(context.kl(best))})"
     place = ranked.index(simple) + 1
     verdict = _verdict(context, simple, best, "No")
     return f"{verdict}: **{simple}** is number {place} of {len(ranked)} (KL {kl}); {lowest}."
 
 
 def _verdict(context: Context, worse: str, better: str, word: str) -> str:
-    gap, se = context.worse_by(worse, better)
-    return word if gap > 1.96 * se else "Not decided"
+    return word if context.kl(worse).clearly_above(context.kl(better)) else "Not decided"
 
 
 def _gaps(context: Context) -> list[str]:
@@ -49,9 +49,9 @@ def _gaps(context: Context) -> list[str]:
     if simple is None or len(ranked) < 2:
         return []
     worse = ranked[1] if simple == ranked[0] else simple
-    gap, se = context.worse_by(worse, ranked[0])
-    clear = "more" if gap > 1.96 * se else "not more"
-    return [f"{worse} lies {words.plus_minus(gap, se)} nats above {ranked[0]}, {clear} than 1.96 standard errors."]
+    gap = context.worse_by(worse, ranked[0])
+    clear = f"{'more' if gap.clearly_above(0.0) else 'not more'} than {STANDARD_ERRORS} standard errors"
+    return [f"{worse} lies {words.estimate(gap)} nats above {ranked[0]}, {clear}."]
 
 
 def _controls(context: Context) -> list[str]:
@@ -87,13 +87,13 @@ def _teacher_trained(control: str, row: pd.Series) -> str:
 
 def _drawn_anew(context: Context, control: str) -> str:
     """How many of those that start from the teacher's weights end closer to it."""
-    gaps = {str(v): context.worse_by(control, str(v)) for v in context.ranked.index}
-    lower = [name for name, (gap, se) in gaps.items() if gap > 1.96 * se]
-    higher = [name for name, (gap, se) in gaps.items() if -gap > 1.96 * se]
+    own, others = context.kl(control), [context.kl(str(v)) for v in context.ranked.index]
+    lower = [kl for kl in others if own.clearly_above(kl)]
+    higher = [kl for kl in others if kl.clearly_above(own)]
     return (
-        f"{control}, softmax with attention weights drawn anew: KL {words.plus_minus(*context.kl(control))} after its "
-        f"training; by more than 1.96 standard errors {len(lower)} of {words.plural(len(gaps), 'variant')} that "
-        f"compete end closer to the teacher, {len(higher)} farther off."
+        f"{control}, softmax with attention weights drawn anew: KL {words.estimate(own)} after its "
+        f"training; by more than {STANDARD_ERRORS} standard errors {len(lower)} of "
+        f"{words.plural(len(others), 'variant')} that compete end closer to the teacher, {len(higher)} farther off."
     )
 
 
@@ -118,12 +118,13 @@ def _dots(context: Context) -> Figure:
     names = [context.name(str(v)) for v in shown.index]
     series: list[Series] = []
     for variant, row in shown.iterrows():
-        name, half, mean = context.name(str(variant)), 1.96 * row["kl_se"], row["kl"]
+        name, known = context.name(str(variant)), Estimate(row["kl"], row["kl_se"])
+        low, high = known.interval
         notes = [f"mean of {words.plural(int(row['seeds']), 'run')}"]
         own = context.evaluated[context.evaluated["variant"] == variant]
         runs = context.series(variant, own["kl_forward"], [name] * len(own), notes=[f"seed {s}" for s in own["seed"]])
         runs.style, runs.line = Style(runs.style.colour, "tick"), False
-        dot = context.series(variant, [mean], [name], low=[mean - half], high=[mean + half], along="x", notes=notes)
+        dot = context.series(variant, [known.value], [name], low=[low], high=[high], along="x", notes=notes)
         dot.line = False
         series += [runs, dot]
     return Figure(
@@ -152,7 +153,7 @@ def _curves(context: Context) -> Figure:
         title="Training curves",
         alt="Training and validation KL of every variant over the tokens trained on.",
         caption="Mean over seeds; the band runs from the lowest to the highest seed. Training KL is drawn where a "
-        "stage computes it, validation KL in every stage.",
+        "phase computes it, validation KL in every phase.",
         views=one_view(*panels),
         frame=history.drop(columns=["kind", "control"]),
         command="dvc repro distill",

@@ -7,7 +7,8 @@ from attnopt.report.context import KL, ZERO, Context
 from attnopt.report.data import summary
 from attnopt.report.parts import formats as words
 from attnopt.report.parts.figures import Axis, Figure, Panel, Series, View, one_view, ordered, row_height, ticks
-from attnopt.report.parts.tables import Cell, Table, column
+from attnopt.report.parts.tables import Table, column, variant_column
+from attnopt.statistics import margin
 
 SEEN, NEW = "pair seen before", "new"
 """Classes by context: the first is the associative recall of Arora et al. 2023 (zoology)."""
@@ -60,7 +61,7 @@ def recall(by_class: pd.DataFrame) -> pd.DataFrame:
     both = seen.join(new.add_suffix("_new"), how="inner")
     both = both[(both["kl"] > 0) & (both["kl_new"] > 0)]
     ratio = both["kl"] / both["kl_new"]
-    factor = np.exp(1.96 * np.hypot(both["kl_se"] / both["kl"], both["kl_se_new"] / both["kl_new"]))
+    factor = np.exp(margin(np.hypot(both["kl_se"] / both["kl"], both["kl_se_new"] / both["kl_new"])))
     found = both[["kl", "kl_se"]].assign(ratio=ratio, low=ratio / factor, high=ratio * factor)
     return found.sort_values("ratio", ascending=False, kind="stable")
 
@@ -109,15 +110,13 @@ def _counts(counts: pd.Series, of: int) -> str:
 
 def _wide(context: Context, rows: pd.DataFrame, across: str, value: str, name: str, title: str) -> Table:
     frame = rows.pivot_table(index="variant", columns=across, values=value, sort=False).reset_index()
-    cells: dict[str, Cell] = {str(key): column(str(key), words.number) for key in frame.columns[1:]}
     return Table(
         name=name,
         title=title,
-        columns={"variant": column("variant", context.name)} | cells,
+        columns=[variant_column(context.name), *(column(str(k), str(k), words.number) for k in frame.columns[1:])],
         frame=frame,
         command="dvc repro evaluate",
         note="Means over seeds.",
-        text={"variant"},
     )
 
 
@@ -128,7 +127,7 @@ def _class_figure(context: Context, by_class: pd.DataFrame) -> Figure:
         series, parts = [], list(dict.fromkeys(rows["class"]))
         for i, part in enumerate(parts):
             own = rows[rows["class"] == part]
-            half = 1.96 * own["kl_se"].fillna(0)
+            half = margin(own["kl_se"].fillna(0))
             low, high = list((own["kl"] - half).clip(lower=ZERO)), list(own["kl"] + half)
             y = [context.name(v) for v in own["variant"]]
             series.append(Series(part, ordered(i, len(parts)), list(own["kl"]), y, low, high, along="x", line=False))

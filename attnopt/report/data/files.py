@@ -1,0 +1,118 @@
+"""A run's files on disk, read as the records that the stages wrote: nothing is filled in, nothing is guessed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from attnopt.core.errors import UserError
+from attnopt.records.base import Record
+from attnopt.records.bench import BenchRecord
+from attnopt.records.distill import CoefficientRow, DistillRecord, HistoryRow, read_rows
+from attnopt.records.evaluate import EvaluateRecord
+from attnopt.records.sample import SampleRecord
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Found(Generic[R]):
+    """A record and the run that it is about, which goes into every row made of it.
+
+    Attributes:
+        folder: where it lies.
+        who: variant, kind, control, and seed where the stage runs once per seed.
+    """
+
+    folder: Path
+    who: dict[str, Any]
+    record: R
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training left beside its record: a row at every log point, and its coefficients if it has any."""
+
+    history: list[HistoryRow]
+    coefficients: list[CoefficientRow]
+
+
+def seeds_of(root: Path, variant: str) -> list[int]:
+    """The seeds of a variant's folders in the results of any stage, rising."""
+    folders = [f for stage in ("distill", "evaluate", "sample") for f in (root / "results" / stage / variant).glob("*")]
+    return sorted({int(folder.name) for folder in folders if folder.is_dir() and folder.name.isdecimal()})
+
+
+def distilled(root: Path, variants: Mapping[str, str]) -> list[Found[DistillRecord]]:
+    return _per_seed(root, variants, DistillRecord)
+
+
+def evaluated(root: Path, variants: Mapping[str, str]) -> list[Found[EvaluateRecord]]:
+    return _per_seed(root, variants, EvaluateRecord)
+
+
+def sampled(root: Path, variants: Mapping[str, str]) -> list[Found[SampleRecord]]:
+    return _per_seed(root, variants, SampleRecord)
+
+
+def benched(root: Path, variants: Mapping[str, str]) -> list[Found[BenchRecord]]:
+    folders = {name: root / "results" / BenchRecord.stage / name for name in variants}
+    return [
+        Found(folders[name], {"variant": name, "kind": kind, "control": record.control}, record)
+        for name, kind in variants.items()
+        for record in _there(BenchRecord, folders[name])
+    ]
+
+
+def training_of(found: Found[DistillRecord]) -> Training:
+    """Raises UserError where the history, which every training writes, is missing."""
+    coefficients = found.folder / "coefficients.csv"
+    return Training(
+        history=read_rows(found.folder / "history.csv", HistoryRow),
+        coefficients=read_rows(coefficients, CoefficientRow) if coefficients.is_file() else [],
+    )
+
+
+def read_whole(kind: type[R], path: Path) -> R:
+    """As `kind.read`, and every key must be there: one with a default would otherwise be an empty cell.
+
+    Raises: UserError naming the file and the key.
+    """
+    record = kind.read(path)
+    for key in _absent(record):
+        raise UserError(f"{path}: '{key}' is missing: run `dvc repro {kind.stage}` again")
+    return record
+
+
+def _per_seed(root: Path, variants: Mapping[str, str], kind: type[R]) -> list[Found[R]]:
+    """The records of every seed of every variant that has one."""
+    found = []
+    for name, mechanism in variants.items():
+        for seed in seeds_of(root, name):
+            folder = root / "results" / kind.stage / name / str(seed)
+            for record in _there(kind, folder):
+                who = {"variant": name, "kind": mechanism, "control": getattr(record, "control", None), "seed": seed}
+                found.append(Found(folder, who, record))
+    return found
+
+
+def _there(kind: type[R], folder: Path) -> list[R]:
+    """A folder's record, where there is one."""
+    path = folder / "record.json"
+    return [read_whole(kind, path)] if path.is_file() else []
+
+
+def _absent(content: Any, prefix: str = "") -> Iterable[str]:
+    """The keys of a record that its file did not have, with their place: measurements.0.median."""
+    if isinstance(content, BaseModel):
+        for key in type(content).model_fields:
+            if key in content.model_fields_set:
+                yield from _absent(getattr(content, key), f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}"
+    elif isinstance(content, dict | list):
+        pairs: Iterable[tuple[Any, Any]] = content.items() if isinstance(content, dict) else enumerate(content)
+        for place, value in pairs:
+            yield from _absent(value, f"{prefix}{place}.")
