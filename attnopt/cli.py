@@ -21,7 +21,7 @@ OneOrAll = Annotated[
 Again = Annotated[bool, typer.Option("--again", help="Make anew also what still holds.")]
 
 
-def _run(stage: str, variant: str | None = None, check: bool = True, **more: Any) -> None:
+def run_stage(stage: str, variant: str | None = None, check: bool = True, **more: Any) -> None:
     """Run a stage with the sections of params.yaml that it takes."""
     from attnopt.settings import load_settings
 
@@ -33,31 +33,31 @@ def _run(stage: str, variant: str | None = None, check: bool = True, **more: Any
 @app.command()
 def tokenize() -> None:
     """Cut the corpus into blocks of tokens (data/corpus)."""
-    _run("tokenize")
+    run_stage("tokenize")
 
 
 @app.command()
 def cache_logits() -> None:
     """Cache what distillation needs of the teacher (data/teacher)."""
-    _run("cache_logits")
+    run_stage("cache_logits")
 
 
 @app.command()
 def distill(variant: VariantName, again: Again = False) -> None:
     """Distil one variant from the teacher, with every seed (models, results/distill)."""
-    _run("distill", variant, again=again)
+    run_stage("distill", variant, again=again)
 
 
 @app.command()
 def evaluate(variant: OneOrAll = None, again: Again = False) -> None:
     """Measure the variants' students on held-out text (results/evaluate)."""
-    _run("evaluate", check=False, only=variant, again=again)
+    run_stage("evaluate", check=False, only=variant, again=again)
 
 
 @app.command()
 def sample(variant: OneOrAll = None, again: Again = False) -> None:
     """Let the variants' students write (results/sample)."""
-    _run("sample", check=False, only=variant, again=again)
+    run_stage("sample", check=False, only=variant, again=again)
 
 
 @app.command()
@@ -83,7 +83,7 @@ def bench(
 
         print(bench_operation(mechanism, length or [1024, 4096]))
     else:
-        _run("bench", check=False, only=variant, again=again)
+        run_stage("bench", check=False, only=variant, again=again)
 
 
 @app.command()
@@ -104,7 +104,7 @@ def report(
         shown = load_settings(variants=False).report if Path("params.yaml").is_file() else ReportParams()
         compare_runs(runs or [], shown)
     else:
-        _run("report", check=False)
+        run_stage("report", check=False)
 
 
 @app.command()

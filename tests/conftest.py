@@ -102,11 +102,15 @@ class Workspace:
         self.params.write_text(out.getvalue())
 
     def run(self, *stages: str) -> None:
-        """Call stages in this process, as the command line does: "tokenize", "distill none"."""
-        from attnopt.cli import app
+        """Call stages in this process, as the command line does: "tokenize", "distill none", "evaluate none"."""
+        from attnopt.cli import run_stage
 
         for stage in stages:
-            app(stage.split(), standalone_mode=False)
+            name, *variant = stage.split()
+            if name == "distill":
+                run_stage(name, *variant)
+            else:
+                run_stage(name.replace("-", "_"), **({"only": variant[0]} if variant else {}))
 
 
 def small_world(tiny: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:

@@ -51,7 +51,7 @@ def test_an_unknown_variant_is_refused(workspace: Workspace) -> None:
 
 
 def test_a_stage_without_its_inputs_says_what_to_run(workspace: Workspace) -> None:
-    refused("data/teacher/manifest.json is missing: run `dvc repro`", "distill", "none")
+    refused("data/corpus/manifest.json is missing: run `dvc repro`", "distill", "none")
 
 
 def test_a_gpu_that_is_not_there_is_named(workspace: Workspace) -> None:

@@ -15,6 +15,7 @@ from attnopt import mechanisms
 from attnopt.core.files import read_json
 from attnopt.evaluation.diagnostics import Diagnostics
 from attnopt.evaluation.params import EvaluateParams
+from attnopt.records.evaluate import LayerRow
 from attnopt.student import build as students
 from attnopt.student.attach import attach, mechanisms_of
 from attnopt.student.swap import Swap
@@ -69,7 +70,7 @@ def test_kl_is_that_of_the_whole_logits(
 
 
 def test_an_unchanged_student_has_no_layer_error(probes: Diagnostics, student_of: Any) -> None:
-    assert probes.layers(student_of("softmax")) == [{"layer": 0, "error": 0}, {"layer": 1, "error": 0}]
+    assert probes.layers(student_of("softmax")) == [LayerRow(layer=0, error=0), LayerRow(layer=1, error=0)]
 
 
 @torch.no_grad()
@@ -81,8 +82,8 @@ def test_layer_errors_on_the_teachers_own_inputs(probes: Diagnostics, original: 
     normed = original.transformer.h[0].ln_1(hidden[0])
     ours, theirs = (m.transformer.h[0].attn(normed)[0] for m in (student, original))
     expected = ((ours - theirs).square().sum() / theirs.square().sum()).item()
-    assert rows[0]["error"] == pytest.approx(expected, rel=1e-4)
-    assert rows[1]["error"] == 0
+    assert rows[0].error == pytest.approx(expected, rel=1e-4)
+    assert rows[1].error == 0
     assert expected > 0.1
 
 
@@ -94,19 +95,19 @@ def test_each_set_of_branches_alone_is_a_student_built_with_it(
     before = plain_kl(original, student, blocks)
     rows = probes.branches(student)
     field = mechanisms.load_mechanism(kind).Options.model_fields["branches"]
-    assert [row["branches"] for row in rows] == list(get_args(field.annotation))
+    assert [row.branches for row in rows] == list(get_args(field.annotation))
     whole = plain_kl(original, student, blocks[:4])
-    assert rows[0]["kl_forward"] == pytest.approx(whole.mean(), abs=1e-4)
-    assert rows[0]["difference_se"] == 0
+    assert rows[0].kl_forward == pytest.approx(whole.mean(), abs=1e-4)
+    assert rows[0].difference_se == 0
     for row in rows:
-        assert row["blocks"] == 4
-        built = student_of(kind, **mechanisms_of(student)[0].options.model_dump() | {"branches": row["branches"]})
+        assert row.blocks == 4
+        built = student_of(kind, **mechanisms_of(student)[0].options.model_dump() | {"branches": row.branches})
         weights = student.state_dict()
         built.load_state_dict({name: weights[name] for name in built.state_dict()})
         expected = plain_kl(original, built, blocks[:4])
-        assert row["kl_forward"] == pytest.approx(expected.mean(), abs=1e-4)
-        assert row["kl_forward_se"] == pytest.approx(expected.mean(1).std(ddof=1) / 2, abs=1e-4)
-        assert row["difference_se"] == pytest.approx((expected - whole).mean(1).std(ddof=1) / 2, abs=1e-4)
+        assert row.kl_forward == pytest.approx(expected.mean(), abs=1e-4)
+        assert row.kl_forward_se == pytest.approx(expected.mean(1).std(ddof=1) / 2, abs=1e-4)
+        assert row.difference_se == pytest.approx((expected - whole).mean(1).std(ddof=1) / 2, abs=1e-4)
     np.testing.assert_array_equal(plain_kl(original, student, blocks), before)
 
 
@@ -114,8 +115,8 @@ def test_what_equals_softmax_with_both_branches_does_not_with_one(probes: Diagno
     student = student_of("linformer", segment=4, slots=4)
     assert probes.kl(student, head_of(student)).mean() < 1e-6
     whole, *parts = probes.branches(student)
-    assert whole["kl_forward"] < 1e-6
-    assert all(row["kl_forward"] > 1e-3 for row in parts)
+    assert whole.kl_forward < 1e-6
+    assert all(row.kl_forward > 1e-3 for row in parts)
 
 
 def test_no_branches_where_there_is_nothing_to_tell_apart(probes: Diagnostics, student_of: Any) -> None:
@@ -133,18 +134,18 @@ def test_pruning_is_a_coefficient_of_zero(
     for mechanism in mechanisms_of(student):
         mechanism.alpha[:, 0] += 5  # last:1 is the last to go, so that every row keeps itself
     rows = probes.pruned(student)
-    assert [row["kept"] for row in rows] == [6, 5, 4, 3, 2]
-    assert {row["of"] for row in rows} == {6}
+    assert [row.kept for row in rows] == [6, 5, 4, 3, 2]
+    assert {row.of for row in rows} == {6}
     for row in rows:
         zeroed = copy.deepcopy(student)
         for mechanism in mechanisms_of(zeroed):
-            small = mechanism.alpha.sigmoid().amax(0) < row["threshold"]
+            small = mechanism.alpha.sigmoid().amax(0) < row.threshold
             mechanism.alpha[:, small] = -80
         kl = plain_kl(original, zeroed, blocks[:4])
         error = (kl - plain_kl(original, student, blocks[:4])).mean(1).std(ddof=1) / 2
-        assert row["kl_forward"] == pytest.approx(kl.mean(), abs=1e-4)
-        assert row["difference_se"] == pytest.approx(error, abs=1e-4)
-    assert rows[-1]["kl_forward"] > rows[0]["kl_forward"]
+        assert row.kl_forward == pytest.approx(kl.mean(), abs=1e-4)
+        assert row.difference_se == pytest.approx(error, abs=1e-4)
+    assert rows[-1].kl_forward > rows[0].kl_forward
     assert probes.pruned(student_of("softmax")) == []
 
 
@@ -153,19 +154,19 @@ def test_features_are_fresh_draws_on_the_untrained_teacher(
 ) -> None:
     student = student_of("performer", features=8)
     found = probes.features(student, seed=1)
-    assert [(row["features"], row["draw"]) for row in found] == [(4, 0), (4, 1), (64, 0), (64, 1)]
+    assert [(row.features, row.draw) for row in found] == [(4, 0), (4, 1), (64, 0), (64, 1)]
     for row in found:
-        swap = Swap("performer", {"features": row["features"]})
-        drawn = attach(copy.deepcopy(original), swap, seed=2 + row["draw"])
+        swap = Swap("performer", {"features": row.features})
+        drawn = attach(copy.deepcopy(original), swap, seed=2 + row.draw)
         students.fit_mechanisms(drawn, original, blocks[2:])
-        assert row["kl_forward"] == pytest.approx(plain_kl(original, drawn, blocks[:4]).mean(), abs=1e-4)
-    assert len({row["kl_forward"] for row in found}) == 4
+        assert row.kl_forward == pytest.approx(plain_kl(original, drawn, blocks[:4]).mean(), abs=1e-4)
+    assert len({row.kl_forward for row in found}) == 4
     assert probes.features(student_of("masks"), seed=1) == []
 
 
 def test_features_in_some_layers_leave_softmax_in_the_others(probes: Diagnostics, student_of: Any) -> None:
     one, both = (probes.features(student_of("performer", layers), seed=0) for layers in ([1], None))
-    assert max(row["kl_forward"] for row in one) < min(row["kl_forward"] for row in both)
+    assert max(row.kl_forward for row in one) < min(row.kl_forward for row in both)
 
 
 def test_the_stage_writes_all_answers(workspace: Workspace) -> None:
@@ -174,7 +175,7 @@ def test_the_stage_writes_all_answers(workspace: Workspace) -> None:
     workspace.run("tokenize", "cache-logits", "distill hedgehog", "evaluate hedgehog")
     record = read_json("results/evaluate/hedgehog/3/record.json")
     assert [row["layer"] for row in record["layers"]] == [0, 1]
-    assert [row["branches"] for row in record["branches"]] == ["both", "window", "far"]
+    assert [row.branches for row in record["branches"]] == ["both", "window", "far"]
     assert record["pruned"] == record["features"] == []
     for split in record["splits"].values():
         for by in ("frequency", "context"):

@@ -11,6 +11,7 @@ from conftest import Workspace
 
 from attnopt import settings as params
 from attnopt.evaluation import measures as evaluate
+from attnopt.records.corpus import SplitCounts
 from attnopt.student import build as students
 from attnopt.student.distance import SUMS, per_token
 from attnopt.targets.dataset import load_dataset
@@ -37,11 +38,13 @@ def test_measures_equal_the_plain_whole_logits_computation(workspace: Workspace)
 
 def test_summary_counts_words_and_bytes_of_the_split() -> None:
     tokens = {name: np.full((4, 7), value, dtype=np.float32) for name, value in zip(SUMS, (0.2, 0.3, 0.1, 0.5, 2.0, 1.5), strict=True)}  # fmt: skip
-    found = evaluate.summarize(tokens, {"tokens": 300, "words": 100, "bytes": 900})
-    assert found["ppl_token"] == pytest.approx(math.exp(2))
-    assert found["ppl_word"] == pytest.approx(math.exp(2 * 3))
-    assert found["teacher_ppl_byte"] == pytest.approx(math.exp(1.5 / 3))
-    assert found["ppl_ratio"] == pytest.approx(math.exp(0.5))
-    assert found["kl_by_position"] == [0.2] * 7
-    assert found["kl_forward_se"] == pytest.approx(0)
-    assert found["tokens"] == 28
+    blocks = np.arange(32).reshape(4, 8)
+    counts = SplitCounts(documents=1, tokens=300, words=100, bytes=900, blocks=4)
+    found = evaluate.summarize(tokens, blocks, blocks, counts)
+    assert found.ppl_token == pytest.approx(math.exp(2))
+    assert found.ppl_word == pytest.approx(math.exp(2 * 3))
+    assert found.teacher_ppl_byte == pytest.approx(math.exp(1.5 / 3))
+    assert found.ppl_ratio == pytest.approx(math.exp(0.5))
+    assert found.kl_by_position == [0.2] * 7
+    assert found.kl_forward_se == pytest.approx(0)
+    assert found.tokens == 28

@@ -43,13 +43,13 @@ def test_rows_are_the_means_of_their_tokens_and_leave_no_token_out() -> None:
     rng = np.random.default_rng(0)
     tokens = {name: rng.random((4, 7), np.float32) for name in ("kl_forward", "ce", "teacher_ce")}
     labels = np.array([[0, 0, 0, 0, 2, 2, 2], [0] * 7, [0, 2] * 3 + [0], [2] * 7])
-    rows = token_classes.rows(tokens, {"toy": token_classes.Classes(("a", "nobody's", "c"), labels)})
-    assert [(row["by"], row["class"], row["tokens"]) for row in rows] == [("toy", "a", 15), ("toy", "c", 13)]
+    rows = token_classes.class_rows(tokens, {"toy": token_classes.Classes(("a", "nobody's", "c"), labels)})
+    assert [(row.by, row.label, row.tokens) for row in rows] == [("toy", "a", 15), ("toy", "c", 13)]
     for row, i in zip(rows, (0, 2), strict=True):
-        assert row["kl"] == pytest.approx(tokens["kl_forward"][labels == i].mean())
-        assert row["ce"] == pytest.approx(tokens["ce"][labels == i].mean())
-        assert row["teacher_ce"] == pytest.approx(tokens["teacher_ce"][labels == i].mean())
-        assert row["kl_se"] == mean_and_error(tokens["kl_forward"], labels == i)[1]
+        assert row.kl == pytest.approx(tokens["kl_forward"][labels == i].mean())
+        assert row.ce == pytest.approx(tokens["ce"][labels == i].mean())
+        assert row.teacher_ce == pytest.approx(tokens["teacher_ce"][labels == i].mean())
+        assert row.kl_se == mean_and_error(tokens["kl_forward"], labels == i)[1]
 
 
 def test_the_error_over_blocks_is_the_spread_of_the_mean_when_blocks_are_drawn_anew() -> None:

@@ -39,7 +39,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(workspace: Workspace) -> None:
     teacher.check_tokens(model, tokenizer, manifest)
     for change, expected in ({"tokenizer": "x"}, "another tokenizer"), ({"vocabulary": 999}, "do not belong"), ({"block": 65}, "exceeds the teacher's 64 positions"):  # fmt: skip
         with pytest.raises(UserError, match=expected):
-            teacher.check_tokens(model, tokenizer, manifest | change)
+            teacher.check_tokens(model, tokenizer, manifest.model_copy(update=change))
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast"])

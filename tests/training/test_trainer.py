@@ -16,12 +16,14 @@ from conftest import ROOT, Workspace
 from safetensors.torch import load_file
 
 from attnopt import settings as params
-from attnopt.core.checkpoint import Checkpoint, key_of
+from attnopt.core.checkpoint import Checkpoint
 from attnopt.core.errors import RunError, UserError
 from attnopt.records.distill import HistoryRow
 from attnopt.student.attach import attachment_of
 from attnopt.targets.dataset import load_dataset
 from attnopt.training import trainer as distill
+from attnopt.training.jobs import training_jobs
+from attnopt.training.params import DistillParams
 from attnopt.training.resume import Phase
 from training.world import record
 
@@ -117,15 +119,43 @@ def test_killed_and_started_again_it_ends_with_the_same_weights_and_metrics(prep
 
 
 def test_other_params_or_data_are_another_run(prepared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    variant = params.load_settings().variant("none")
-    key = key_of("distill", variant, 0, "data")
-    assert key == key_of("distill", params.load_settings().variant("none"), 0, "data")
+    def keys(**changes: object) -> list[str]:
+        settings = params.load_settings()
+        variant = settings.variant("none").model_copy(update=changes)
+        return [job.key for job in training_jobs(variant, settings.teacher)]
+
+    (key,) = keys()
+    assert keys() == [key]
+    assert keys(seeds=[1, 0])[1] == key, "a further seed leaves the others as they are"
+    assert keys(seeds=[1]) != [key]
     prepared.set(distill={"lr": 0.5})
-    assert key != key_of("distill", params.load_settings().variant("none"), 0, "data")
-    assert key != key_of("distill", variant, 1, "data")
-    assert key != key_of("distill", variant, 0, "other data")
-    monkeypatch.setattr("attnopt.core.checkpoint.code_digest", lambda: "other code")
-    assert key != key_of("distill", variant, 0, "data")
+    assert keys() != [key]
+    prepared.set(distill={"lr": DistillParams().lr}, sample={"new_tokens": 9}, evaluate={"batch": 2})
+    assert keys() == [key], "sections of other stages do not count"
+    manifest = Path("data/corpus/manifest.json")
+    manifest.write_text(manifest.read_text().replace('"name": "text"', '"name": "other"'))
+    assert keys() != [key]
+    manifest.write_text(manifest.read_text().replace('"name": "other"', '"name": "text"'))
+    monkeypatch.setattr("attnopt.training.jobs.code_digest", lambda *modules: "other code")
+    assert keys() != [key]
+
+
+def test_a_student_that_holds_is_not_trained_again(prepared: Workspace) -> None:
+    prepared.run("distill none")
+    stamp = Path("models/none/0/student.json").stat().st_mtime_ns
+    prepared.run("distill none")
+    assert Path("models/none/0/student.json").stat().st_mtime_ns == stamp
+    Path("results/distill/none/0/record.json").unlink()
+    prepared.set(none={"seeds": [0, 1]})
+    prepared.run("distill none")
+    assert Path("models/none/0/student.json").stat().st_mtime_ns != stamp
+    prepared.set(none={"seeds": [1]})
+    stamp = Path("models/none/1/student.json").stat().st_mtime_ns
+    prepared.run("distill none")
+    assert [path.name for path in Path("models/none").iterdir()] == ["1"]
+    assert Path("models/none/1/student.json").stat().st_mtime_ns == stamp
+    settings = params.load_settings()
+    assert len(training_jobs(settings.variant("none"), settings.teacher, again=True)) == 1
 
 
 def test_two_trainers_do_not_share_a_checkpoint(workspace: Workspace) -> None:

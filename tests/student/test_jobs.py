@@ -61,7 +61,7 @@ def test_records_of_students_that_are_no_more_are_removed(measured: Workspace) -
     gone.mkdir(parents=True)
     (gone / "record.json").write_text("{}")
     measured.set(none={"seeds": [1]})
-    measured.run(*STAGES)
+    measured.run("distill none", *STAGES)
     assert set(stamps()) == {f"{stage}/{student}" for stage in STAGES for student in ("softmax/0", "none/1")}
     assert not gone.parent.exists()
 
