@@ -117,7 +117,7 @@ def step() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-for _ in range(30):
+for _ in range(15):
     step()
 print(statistics.median(step() for _ in range(15)))
 """

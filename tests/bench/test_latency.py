@@ -12,7 +12,7 @@ from attnopt.bench.work import Setting, Work
 from attnopt.core.errors import UserError
 from attnopt.statistics import fit_exponent
 
-from .toys import FEW, QUICK, Toy
+from .toys import FEW, QUICK, FailsLater, Toy
 
 
 def test_a_known_sleep_is_measured_within_a_tenth():
@@ -42,6 +42,12 @@ def test_what_was_measured_before_the_fault_is_kept():
     assert outcomes.pop(("decode", "variant")) == "out-of-memory"
     assert set(outcomes.values()) == {"ok"}
     assert len(outcomes) == 3
+
+
+def test_an_early_end_while_subjects_take_turns_is_the_outcome_of_them_all():
+    """From outside nobody can tell whose turn it was."""
+    found = measure_latency([Toy("softmax"), FailsLater("variant")], 1, FEW)
+    assert set(found.values()) == {Times("out-of-memory")}
 
 
 def test_a_subject_that_hangs_is_over_time():

@@ -87,7 +87,10 @@ class Toy:
 
 @dataclass(frozen=True)
 class FailsLater(Toy):
-    """A toy that is killed in its third run: the memory pass' first is to warm up, its second is measured."""
+    """A toy that is killed in its third run in a process.
+
+    The memory pass has run it to warm up and to measure its peak by then, the latency pass to warm up and once more.
+    """
 
     def work(self, phase: Phase, length: int) -> Work:
         return Work(self._third_fails)
