@@ -70,6 +70,13 @@ def without_state(mechanism: Mechanism) -> Callable[[Inputs], Tensor]:
     return lambda x: mechanism(x, keeps_state=False)[0]
 
 
+def ways(mechanism: Mechanism) -> dict[str, Callable[[Inputs], Tensor]]:
+    """Its ways to compute a whole sequence, by a word for messages: one, where it has no form without a state."""
+    cls = type(mechanism)
+    alike = cls.parallel is Mechanism.parallel and cls.forward is Mechanism.forward
+    return {"": with_state(mechanism)} | ({} if alike else {" without a state": without_state(mechanism)})
+
+
 def leak(mechanism: Mechanism, length: int = 129) -> str | None:
     """A quick causality check of a mechanism, with and without a state, on its own geometry, device and precision.
 
@@ -82,7 +89,7 @@ def leak(mechanism: Mechanism, length: int = 129) -> str | None:
     q, k, v, hidden = (torch.randn(shape, generator=generator).to(like) for shape in shapes)
     cuts = [*range(0, length - 1, 21), length - 2]
     noisy = randomise(copy.deepcopy(mechanism)).eval()
-    for run in (with_state(noisy), without_state(noisy)):
+    for run in ways(noisy).values():
         for finding in future_effects(run, Inputs(q, k, v, hidden), cuts, f"{length} tokens", 1e-3):
             if not finding.passed:
                 return f"mechanism '{mechanism.kind}' leaks the future: {finding.where} by {finding.deviation:.1e}"

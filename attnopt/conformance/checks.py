@@ -23,7 +23,7 @@ from attnopt.conformance.case import (
     splits,
     stream,
 )
-from attnopt.conformance.causal import future_effects, with_state, without_state
+from attnopt.conformance.causal import future_effects, ways
 from attnopt.conformance.memory import peak_bytes
 from attnopt.mechanisms import Inputs, Mechanism
 from attnopt.mechanisms.base import measured_bytes, select_rows
@@ -34,10 +34,9 @@ from attnopt.ops.tensors import repeat_heads
 def causality(case: Case) -> Findings:
     """No token reaches an earlier output: not in the forward pass, however large its key, nor through a gradient."""
     mechanism = case.build()
-    ways = {"": with_state(mechanism), " without a state": without_state(mechanism)}
     for length in LENGTHS[1:]:
         cuts = list(range(0, length - 1, 3 if length < 64 else 7))
-        for way, run in ways.items():
+        for way, run in ways(mechanism).items():
             yield from future_effects(run, case.inputs(length, batch=1), cuts, f"length {length}{way}", 1e-9)
 
 
@@ -149,9 +148,9 @@ def reference(case: Case) -> Findings:
 
 
 def _ways(mechanism: Mechanism, *cuts: list[int]) -> dict[str, Callable[[Inputs], Tensor]]:
-    """Its output as training computes it, and with a state in as many pieces as each cut has."""
-    runs: dict[str, Callable[[Inputs], Tensor]] = {"without a state": without_state(mechanism)}
-    return runs | {f"pieces: {len(sizes)}": partial(_streamed, mechanism, sizes) for sizes in cuts}
+    """Its ways to compute a whole sequence, and in pieces with a state, for each list of sizes with several."""
+    runs = {f"whole{way}": run for way, run in ways(mechanism).items()}
+    return runs | {f"pieces: {len(sizes)}": partial(_streamed, mechanism, sizes) for sizes in cuts if len(sizes) > 1}
 
 
 def _streamed(mechanism: Mechanism, sizes: list[int], x: Inputs) -> Tensor:
@@ -264,12 +263,12 @@ def memory(case: Case) -> Findings:
         yield Finding(abs(short - first), 0, "bytes of a constant state at 2^15 tokens - at 1")
     yield Finding(long / max(short, 1), 2.01 if mechanism.growth == "linear" else 1, "state at 2^16 tokens / at 2^15")
     allowed = 2.5 if mechanism.working == "linear" else 4.5
-    yield Finding(_peak(case, 1024) / max(_peak(case, 512), 1), allowed, "peak memory at 1024 tokens / at 512")
+    long_peak, short_peak = (_peak(mechanism, case, length) for length in (1024, 512))
+    yield Finding(long_peak / max(short_peak, 1), allowed, "peak memory at 1024 tokens / at 512")
 
 
-def _peak(case: Case, length: int) -> int:
-    """Bytes alive at the worst moment of forward and backward."""
-    mechanism = case.build(dtype=torch.float32)
+def _peak(mechanism: Mechanism, case: Case, length: int) -> int:
+    """Bytes alive at the worst moment of a forward and backward pass over one sequence."""
     leaf_inputs, leaves = require_gradients(case.inputs(length, batch=1, dtype=torch.float32))
     named = [*leaves.values(), *mechanism.parameters()]
     return peak_bytes(lambda: gradients(mechanism(leaf_inputs)[0].sum(), named))

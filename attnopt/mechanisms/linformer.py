@@ -139,14 +139,13 @@ class Linformer(Mechanism):
     def reference(self, x: Inputs) -> Tensor:
         segment, mass = self.options.segment, math.log(self.options.segment / self.options.slots)
         far, near = (self.options.branches in ("both", branch) for branch in ("far", "window"))
-        outs = []
+        outs, slots_k, slots_v = [], [], []
         for t in range(x.q.shape[2]):
             start = t - t % segment
-            k, v, biases = [], [], []
-            for first in range(0, start, segment) if far else ():
-                k.append(pool(self.pool_k, x.k[:, :, first : first + segment]))
-                v.append(pool(self.pool_v, x.v[:, :, first : first + segment]))
-                biases += [mass] * self.options.slots
+            if far and t and t == start:
+                slots_k.append(pool(self.pool_k, x.k[:, :, t - segment : t]))
+                slots_v.append(pool(self.pool_v, x.v[:, :, t - segment : t]))
+            k, v, biases = [*slots_k], [*slots_v], [mass] * self.options.slots * len(slots_k)
             if near:
                 k.append(x.k[:, :, start : t + 1])
                 v.append(x.v[:, :, start : t + 1])

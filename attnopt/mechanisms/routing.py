@@ -259,22 +259,22 @@ class Routing(Mechanism):
 
     def reference(self, x: Inputs) -> Tensor:
         heads, tokens = x.q.shape[1:3]
-        k, v, cluster = (repeat_heads(t, heads) for t in (x.k, x.v, self.cluster(x.k)))
-        picks, outs = self.picks(x.q), []
+        k, v = repeat_heads(x.k, heads), repeat_heads(x.v, heads)
+        cluster, picks, outs = repeat_heads(self.cluster(x.k), heads).tolist(), self.picks(x.q), []
         for t in range(tokens):
             seen = torch.zeros(*x.q.shape[:2], t + 1, dtype=torch.bool, device=x.q.device)
             for row, head in product(range(len(seen)), range(heads)):
-                seen[row, head, self._seen(t, cluster[row, head], picks[row, head, t])] = True
+                seen[row, head, self._seen(t, cluster[row][head], picks[row, head, t].tolist())] = True
             scores = torch.einsum("bhd,bhsd->bhs", x.q[:, :, t], k[:, :, : t + 1]) * self.geometry.scaling
             weights = scores.masked_fill(~seen, -torch.inf).softmax(-1) if seen.any() else scores * 0
             outs.append(torch.einsum("bhs,bhsd->bhd", weights.nan_to_num(), v[:, :, : t + 1]))
         return torch.stack(outs, dim=2)
 
-    def _seen(self, t: int, cluster: Tensor, picks: Tensor) -> list[int]:
-        """The positions that query t attends, from the clusters (T,) of the keys and those (p,) that it picks."""
+    def _seen(self, t: int, cluster: list[int], picks: list[int]) -> list[int]:
+        """The positions that query t attends, from the cluster of each of T keys and the p clusters that it picks."""
         old = max(0, t + 1 - self.options.window)
         seen = list(range(old, t + 1)) if self.options.branches != "far" else []
-        for pick in picks.tolist() if self.options.branches != "window" else ():
+        for pick in picks if self.options.branches != "window" else ():
             seen += [s for s in range(old) if cluster[s] == pick][-self.options.members :]
         return seen
 

@@ -1,6 +1,5 @@
 """Every registered mechanism, with every option set it names, against every check; a new file is found by itself."""
 
-import subprocess
 import sys
 
 import pytest
@@ -93,7 +92,7 @@ def test_main_prints_a_table_and_returns_the_verdict(capsys, monkeypatch):
     assert "ones         pass" in capsys.readouterr().out
 
 
-def test_users_class_is_found_in_the_working_directory(tmp_path):
+def test_users_class_is_found_in_the_working_directory(tmp_path, capsys, monkeypatch):
     source = (
         "from attnopt.mechanisms.softmax import Softmax\n"
         "class Zero(Softmax):\n"
@@ -102,11 +101,17 @@ def test_users_class_is_found_in_the_working_directory(tmp_path):
         "        return out * 0, state\n"
     )
     (tmp_path / "my_module.py").write_text(source)
-    code = "from attnopt import conformance; raise SystemExit(int(conformance.main('my_module:Zero')))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "ones         FAIL" in done.stdout
-    assert "causality    pass" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "my_module", None)
+    del sys.modules["my_module"]  # and the import below is undone after the test
+    checks = {name: conformance.CHECKS[name] for name in ("causality", "ones")}
+    monkeypatch.setattr("attnopt.conformance.suite.CHECKS", checks)
+    path = list(sys.path)
+    assert not conformance.main("my_module:Zero")
+    assert sys.path == path
+    printed = capsys.readouterr().out
+    assert "ones         FAIL" in printed
+    assert "causality    pass" in printed
 
 
 @pytest.mark.parametrize(
