@@ -1,0 +1,1 @@
+"""The student: a teacher with other attention in its layers, swapped in, built, watched and kept on disk."""

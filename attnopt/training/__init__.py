@@ -1,0 +1,1 @@
+"""Training: a student taken to its teacher in phases, resumable to the bit."""

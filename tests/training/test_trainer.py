@@ -20,6 +20,7 @@ from attnopt.core.checkpoint import Checkpoint
 from attnopt.core.errors import RunError, UserError
 from attnopt.records.distill import HistoryRow
 from attnopt.student.attach import attachment_of
+from attnopt.student.files import changed_weights
 from attnopt.targets.dataset import load_dataset
 from attnopt.training import trainer as distill
 from attnopt.training.jobs import training_jobs
@@ -205,6 +206,43 @@ def test_a_killed_run_keeps_the_same_students(prepared: Workspace) -> None:
     trainer = distill.Trainer(loaded, variant, variant.runs()[0], checkpoint)
     trainer.run()
     assert {n: t.tolist() for n, t in trainer.kept[6].items()} == {n: t.tolist() for n, t in whole.items()}
+
+
+@pytest.mark.parametrize("stop", [4, 9, 17, 21], ids=["transfer", "align", "distill", "lora"])
+def test_a_run_stopped_in_any_phase_ends_as_if_it_had_not_been(prepared: Workspace, stop: int) -> None:
+    """At 17 patience has looked three times in vain, and the checkpoint knows of two of them and of the best."""
+    prepared.set(variants={"masks": "masks"}, masks={"candidates": ["last:1", "window:4"]})
+    prepared.set(transfer={"steps": 6, "lr": 0.05}, align={"steps": 6}, lora={"steps": 6})
+    prepared.set(distill={"steps": 8, "lr": 0.1, "warmup": 8, "patience": 3})
+    prepared.set(distill={"checkpoint_every": 2, "log_every": 1, "valid_every": 1})
+    settings = params.load_settings()
+    loaded, _ = load_dataset(settings.teacher)
+    variant = settings.variant("masks")
+
+    def interrupt(step: int, *_: object) -> None:
+        if step == stop:
+            raise InterruptedError
+
+    def trainer(checkpoint: Checkpoint | None = None, progress: distill.Progress = lambda *_: None) -> distill.Trainer:
+        return distill.Trainer(loaded, variant, variant.runs()[0], checkpoint, progress=progress)
+
+    checkpoint, straight = Checkpoint("stopped"), trainer()
+    checkpoint.folder.mkdir(parents=True)
+    straight.run()
+    assert [row.steps for row in straight.log.phases] == [6, 6, 5, 6]
+    with pytest.raises(InterruptedError):
+        trainer(checkpoint, interrupt).run()
+    resumed = trainer(checkpoint)
+    resumed.run()
+    ours, theirs = (changed_weights(t.student, loaded.teacher) for t in (resumed, straight))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    clocks = {"tokens_per_s", "wall_s", "cpu_s", "rss_mib"}
+    ours, theirs = ([row.model_dump(exclude=clocks) for row in t.log.history] for t in (resumed, straight))
+    assert ours == theirs
+    assert resumed.log.coefficients == straight.log.coefficients
+    ours, theirs = ([row.model_dump(exclude={"seconds"}) for row in t.log.phases] for t in (resumed, straight))
+    assert ours == theirs
 
 
 def _stop(step: int, *_: object) -> None:
