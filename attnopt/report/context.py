@@ -10,7 +10,7 @@ import pandas as pd
 from attnopt.report.data import extrapolation, summary
 from attnopt.report.data.read import Records
 from attnopt.report.params import ReportParams
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import SHAPES, Figure, Series, Style, numbered
 from attnopt.report.parts.tables import Table
 from attnopt.statistics import Estimate
@@ -67,7 +67,7 @@ class Context:
         found = {length: summary.cost(self.records, length) for length in self.measured}
         for length in self.extrapolated:
             cost = extrapolation.cost(self.records, length, self.params.resamples)
-            found[length] = cost.assign(**{EXTRAPOLATED: words.listing(self.basis.lengths if self.basis else [])})
+            found[length] = cost.assign(**{EXTRAPOLATED: formats.listing(self.basis.lengths if self.basis else [])})
         return dict(sorted(found.items()))
 
     @cached_property
@@ -100,7 +100,7 @@ class Context:
 
     def names(self, variants: Sequence[Any] | pd.Index) -> str:
         """Several of them in a sentence."""
-        return words.listing(self.name(str(v)) for v in variants)
+        return formats.listing(self.name(str(v)) for v in variants)
 
     def series(self, variant: Any, x: Any, y: Any, **options: Any) -> Series:
         """A variant's points in its own colour.
@@ -156,7 +156,7 @@ def absent(slug: str, question: str, why: str) -> Answer:
 def off_scale(quality: pd.DataFrame) -> str:
     """Names what a logarithmic axis of KL cannot show."""
     zero = [str(v) for v in quality.index[quality["kl"] <= ZERO]]
-    return f" {words.listing(zero)} (KL under 0.00001) is off the scale." if zero else ""
+    return f" {formats.listing(zero)} (KL under 0.00001) is off the scale." if zero else ""
 
 
 def _looks(records: Records) -> dict[str, Style]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from attnopt.records.corpus import CorpusManifest
 from attnopt.report.context import Context
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.tables import Column, Table, column, variant_column
 from attnopt.report.published import STUDY
 
@@ -18,20 +18,20 @@ def results(context: Context) -> Table:
     columns = [
         variant_column(context.name),
         column("role", "role", kind="text"),
-        Column("KL forward", lambda r: words.plus_minus(r["kl"], r["kl_se"])),
+        Column("KL forward", lambda r: formats.plus_minus(r["kl"], r["kl_se"])),
         Column("spread over seeds", _spread),
         Column("95 % t interval", _t_interval),
-        column("KL reverse", "kl_reverse", words.number),
-        column("JSD", "jsd", words.number),
-        column("top-1 agrees", "top1_agreement", words.percent),
-        column("perplexity over teacher's", "ppl_ratio", words.times),
-        column("per token", "ppl_token", words.number),
-        column("per word", "ppl_word", words.number),
-        column("per byte", "ppl_byte", words.number),
-        column("trained weights", "trained", words.millions),
-        column("tokens", "tokens", words.millions),
-        column("FLOPs", "flops", words.flops),
-        column("time", "seconds", words.duration),
+        column("KL reverse", "kl_reverse", formats.number),
+        column("JSD", "jsd", formats.number),
+        column("top-1 agrees", "top1_agreement", formats.percent),
+        column("perplexity over teacher's", "ppl_ratio", formats.times),
+        column("per token", "ppl_token", formats.number),
+        column("per word", "ppl_word", formats.number),
+        column("per byte", "ppl_byte", formats.number),
+        column("trained weights", "trained", formats.millions),
+        column("tokens", "tokens", formats.millions),
+        column("FLOPs", "flops", formats.flops),
+        column("time", "seconds", formats.duration),
     ]
     return Table(
         name="results",
@@ -54,18 +54,18 @@ def _teacher_row(context: Context) -> pd.DataFrame:
 
 
 def _spread(row: Any) -> str:
-    return words.number(row["kl_spread"], 2) if row["seeds"] > 1 else "one run" if row["seeds"] else words.MISSING
+    return formats.number(row["kl_spread"], 2) if row["seeds"] > 1 else "one run" if row["seeds"] else formats.MISSING
 
 
 def _t_interval(row: Any) -> str:
-    return words.interval(row["kl_low"], row["kl_high"]) if row["seeds"] > 1 else words.MISSING
+    return formats.interval(row["kl_low"], row["kl_high"]) if row["seeds"] > 1 else formats.MISSING
 
 
 def _runs(context: Context) -> str:
     """How many there were of each variant."""
     counts = context.quality["seeds"]
     few, many = (int(counts.min()), int(counts.max())) if len(counts) else (0, 0)
-    return words.plural(few, "run") + " each" if few == many else f"{few} to {many} runs each"
+    return formats.plural(few, "run") + " each" if few == many else f"{few} to {many} runs each"
 
 
 def everything(context: Context) -> list[Table]:
@@ -95,7 +95,7 @@ def _corpus(corpus: CorpusManifest) -> Iterable[tuple[str, str]]:
     yield "corpus", f"{source}, blocks of {corpus.block} tokens"
     yield "digests", f"corpus {corpus.sha256[:16]}, tokenizer {corpus.tokenizer[:16]}"
     for name, split in corpus.splits.items():
-        yield f"{name} split", ", ".join(f"{words.count(size)} {what}" for what, size in split.model_dump().items())
+        yield f"{name} split", ", ".join(f"{formats.count(size)} {what}" for what, size in split.model_dump().items())
 
 
 def _teacher(context: Context) -> Iterable[tuple[str, str]]:
@@ -111,12 +111,12 @@ def _budget(runs: pd.DataFrame) -> Iterable[tuple[str, str]]:
     for key in [key for key in runs if key.startswith("budget_")]:
         groups = runs["variant"].groupby(runs[key].map(_shown), sort=False).unique()
         name = key.removeprefix("budget_").replace("_", " ")
-        if list(groups.index) == [words.MISSING]:
+        if list(groups.index) == [formats.MISSING]:
             continue
         if len(groups) == 1:
             shared.append(f"{name} {groups.index[0]}")
         else:
-            yield f"budget: {name}", "; ".join(f"{value} ({words.listing(names)})" for value, names in groups.items())
+            yield f"budget: {name}", "; ".join(f"{value} ({formats.listing(names)})" for value, names in groups.items())
     if shared:
         yield "budget", ", ".join(shared)
 
@@ -178,7 +178,7 @@ def _failures(context: Context) -> list[Table]:
 
 def _shown(value: Any) -> str:
     if value is None or value != value:
-        return words.MISSING
+        return formats.MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
@@ -200,8 +200,8 @@ def study(context: Context) -> Table:
             column("its training loss", "loss", kind="wide"),
             column("its text", "text", kind="text"),
             Column("here", lambda r: r["variant"] or "not run", "text"),
-            Column("held-out KL", lambda r: words.plus_minus(r["kl"], r["kl_se"])),
-            column("samples' perplexity", "sample_ppl", words.number),
+            Column("held-out KL", lambda r: formats.plus_minus(r["kl"], r["kl_se"])),
+            column("samples' perplexity", "sample_ppl", formats.number),
             column("why they differ", "differs", kind="wide"),
         ],
         frame=pd.DataFrame(rows),

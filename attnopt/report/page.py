@@ -19,11 +19,10 @@ from attnopt.report.data.files import seeds_of
 from attnopt.report.data.read import read_records, record_warnings
 from attnopt.report.data.tables import SCORES, TEXTS
 from attnopt.report.params import ReportParams
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Figure, plain
 from attnopt.report.parts.tables import Table, csv
-from attnopt.report.render import fill as render
-from attnopt.report.render import png
+from attnopt.report.render import fill, png
 
 METRICS = {
     "kl": "kl",
@@ -143,7 +142,7 @@ def metrics(context: Context) -> dict[str, dict[str, float]]:
 def html(report: Report) -> str:
     """The self-contained page."""
     samples = _samples(report.context)
-    return render.fill_html(
+    return fill.fill_html(
         "index.html.j2",
         report.figures,
         downloads(report),
@@ -151,7 +150,7 @@ def html(report: Report) -> str:
         report=report,
         title=report.context.params.title,
         facts=facts(report.context),
-        samples=render.script_json(samples),
+        samples=fill.script_json(samples),
         top_kl=top_kl(samples, report.context.records.candidates),
     )
 
@@ -162,7 +161,7 @@ def markdown(report: Report, drawn: Mapping[str, list[str]]) -> str:
     Args:
         drawn: the files that each figure was drawn to.
     """
-    return render.fill_markdown(
+    return fill.fill_markdown(
         "report.md.j2",
         report=report,
         title=report.context.params.title,
@@ -179,10 +178,10 @@ def facts(context: Context) -> list[str]:
     run = context.records
     seeds = sorted({int(s) for s in [*run.runs["seed"], *run.quality["seed"]]})
     return [
-        f"teacher {context.teacher_name} ({words.millions(run.teacher.config.parameters)} parameters)",
+        f"teacher {context.teacher_name} ({formats.millions(run.teacher.config.parameters)} parameters)",
         f"corpus {run.corpus.source}",
-        f"{words.plural(len(run.variants), 'variant')}, seeds {', '.join(map(str, seeds)) or 'none'}",
-        words.listing(run.environments["cpu"].unique()),
+        f"{formats.plural(len(run.variants), 'variant')}, seeds {', '.join(map(str, seeds)) or 'none'}",
+        formats.listing(run.environments["cpu"].unique()),
         f"attnopt {metadata.version('attnopt')}",
     ]
 
@@ -227,7 +226,7 @@ def _all_samples(context: Context) -> pd.DataFrame:
 
 
 def _tokens_as_json(samples: pd.DataFrame) -> pd.DataFrame:
-    lists = {c: [render.compact(plain(v)) for v in samples[c]] for c in ("tokens", "token_kl")}
+    lists = {c: [fill.compact(plain(v)) for v in samples[c]] for c in ("tokens", "token_kl")}
     return samples.assign(**lists)
 
 

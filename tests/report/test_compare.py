@@ -9,7 +9,7 @@ import pytest
 
 from attnopt.core.errors import UserError
 from attnopt.report.compare import page as compare
-from attnopt.report.compare import runs as revisions
+from attnopt.report.compare import runs
 from attnopt.report.compare.data import Comparison
 
 from . import fake, swept
@@ -17,7 +17,7 @@ from .conftest import QUICK
 
 
 def compared(*folders: Path) -> Comparison:
-    return Comparison([revisions.read_run(str(folder), QUICK) for folder in folders])
+    return Comparison([runs.read_run(str(folder), QUICK) for folder in folders])
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, content, message):
     for name, text in content.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
-        revisions.read_run(str(tmp_path), QUICK)
+        runs.read_run(str(tmp_path), QUICK)
 
 
 def command(folder: Path, *arguments: str) -> tuple[int, str]:
@@ -165,12 +165,12 @@ def test_revisions_are_read_from_the_cache_and_the_workspace_stays(tmp_path, mon
         repo.experiments.save(name="wide")
     swept.write(tmp_path, 512, 0.2)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/**/*.json")}
-    four = Comparison([revisions.read_run(revision, QUICK) for revision in ("f64", "f128", "wide", ".")])
+    four = Comparison([runs.read_run(revision, QUICK) for revision in ("f64", "f128", "wide", ".")])
     assert four.differing == {"performer.features": [64, 128, 256, 512]}
     assert list(four.frame.set_index("variant").loc["performer"]["kl"]) == [0.66, 0.43, 0.3, 0.2]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/**/*.json")} == before
     with pytest.raises(UserError, match="unknown run 'nosuch'"):
-        revisions.read_run("nosuch", QUICK)
+        runs.read_run("nosuch", QUICK)
     shutil.rmtree(tmp_path / ".dvc/cache")
     with pytest.raises(UserError, match="f64: its results are not in DVC's cache"):
-        revisions.read_run("f64", QUICK)
+        runs.read_run("f64", QUICK)

@@ -14,7 +14,7 @@ from attnopt.report.compare.data import Comparison
 from attnopt.report.context import Context
 from attnopt.report.data import extrapolation
 from attnopt.report.params import ReportParams
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.questions import choose
 
 from . import fake
@@ -134,11 +134,11 @@ def test_measured_lengths_are_shown_as_without_it(context, far):
 def test_the_short_answer_names_one_and_why(far):
     short = choose.answer(far).short
     assert short.startswith(f"At 16k tokens, attention alone, {SAID}, choose **nsa**: of those that decode faster")
-    kl, ratio = words.estimate(far.kl("nsa")), far.costs[FAR].loc["nsa", "decode_ms_ratio"]
+    kl, ratio = formats.estimate(far.kl("nsa")), far.costs[FAR].loc["nsa", "decode_ms_ratio"]
     assert f"it is the closest to the teacher (KL {kl} on blocks of 128 tokens), with {ratio:.2f}× softmax's" in short
     assert "and 0.50× its state. For other needs: **nsa** for the closest output (KL" in short
-    row, kl = far.costs[FAR].loc["window"], words.estimate(far.kl("window"))
-    decoding, state = words.times(row["decode_ms_ratio"]), words.times(row["state_ratio"])
+    row, kl = far.costs[FAR].loc["window"], formats.estimate(far.kl("window"))
+    decoding, state = formats.times(row["decode_ms_ratio"]), formats.times(row["state_ratio"])
     fast = f"**window** for the fastest decoding and the smallest state (KL {kl}, decoding {decoding}, state {state})"
     assert fast in short
 

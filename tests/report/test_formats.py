@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.statistics import Estimate
 
 
@@ -14,7 +14,7 @@ from attnopt.statistics import Estimate
     ],
 )  # fmt: skip
 def test_numbers_have_significant_digits(value, shown):
-    assert words.number(value) == shown
+    assert formats.number(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -25,32 +25,32 @@ def test_numbers_have_significant_digits(value, shown):
     ],
 )  # fmt: skip
 def test_a_value_is_rounded_to_its_error(value, error, shown):
-    assert words.plus_minus(value, error).replace(words.NBSP, " ") == shown
+    assert formats.plus_minus(value, error).replace(formats.NBSP, " ") == shown
 
 
 def test_an_estimate_is_shown_with_its_error():
-    assert words.estimate(Estimate(0.52345, 0.0123)) == words.plus_minus(0.52345, 0.0123)
+    assert formats.estimate(Estimate(0.52345, 0.0123)) == formats.plus_minus(0.52345, 0.0123)
 
 
 @pytest.mark.parametrize(("tokens", "shown"), [(512, "512"), (4096, "4096"), (16384, "16k"), (10_001, "10001")])
 def test_lengths(tokens, shown):
-    assert words.length(tokens) == shown
+    assert formats.length(tokens) == shown
 
 
 def test_sizes_durations_and_counts():
-    assert words.size(1536) == "1.50 KiB"
-    assert words.size(3 * 2**30) == "3.00 GiB"
-    assert words.duration(125) == "2 min 05 s"
-    assert words.duration(3.14159) == "3.1 s"
-    assert words.millions(4_273_664) == "4.27M"
-    assert words.times(0.0671) == "0.067×"
-    assert words.times(1.234) == "1.23×"
-    assert words.times(0.000977) == "0.00098×"
+    assert formats.size(1536) == "1.50 KiB"
+    assert formats.size(3 * 2**30) == "3.00 GiB"
+    assert formats.duration(125) == "2 min 05 s"
+    assert formats.duration(3.14159) == "3.1 s"
+    assert formats.millions(4_273_664) == "4.27M"
+    assert formats.times(0.0671) == "0.067×"
+    assert formats.times(1.234) == "1.23×"
+    assert formats.times(0.000977) == "0.00098×"
 
 
 def test_lists_read_as_sentences():
-    assert words.listing(["a"]) == "a"
-    assert words.listing(["a", "b", "c"]) == "a, b and c"
-    assert words.listing([]) == "none"
-    assert words.plural(1, "run") == "1 run"
-    assert words.plural(2, "run") == "2 runs"
+    assert formats.listing(["a"]) == "a"
+    assert formats.listing(["a", "b", "c"]) == "a, b and c"
+    assert formats.listing([]) == "none"
+    assert formats.plural(1, "run") == "1 run"
+    assert formats.plural(2, "run") == "2 runs"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from attnopt.report.compare import runs as revisions
+from attnopt.report.compare import runs
 from attnopt.report.compare.runs import Run
 from attnopt.report.data import summary
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Style
 from attnopt.statistics import STANDARD_ERRORS, Estimate
 
@@ -20,13 +20,17 @@ COSTS = ("prefill_ms", "decode_ms", "decode_ms_q1", "decode_ms_q3", "state", "le
 
 @dataclass
 class Comparison:
-    """A variant has `moved` where a measure of it is not the same in all runs."""
+    """Several runs beside each other. A variant has `moved` where one of MEASURES is not the same in all of them.
+
+    Attributes:
+        runs: two or more, in the order of the page.
+    """
 
     runs: list[Run]
 
     @cached_property
     def differing(self) -> dict[str, list[Any]]:
-        return revisions.differing(self.runs)
+        return runs.differing(self.runs)
 
     @cached_property
     def labels(self) -> list[str]:
@@ -109,13 +113,13 @@ class Comparison:
             for variant in self.moved
         ]
         still = list(dict.fromkeys(self.frame[self.frame["still"]]["variant"]))
-        return [*filter(None, found), *([f"The same in every run: {words.listing(still)}."] if still else [])]
+        return [*filter(None, found), *([f"The same in every run: {formats.listing(still)}."] if still else [])]
 
     @property
     def warnings(self) -> list[str]:
         found = []
         if keys := [key for key in self.differing if key.split(".")[0] in ("corpus", "teacher")]:
-            found.append(f"The runs differ in {words.listing(keys)}: their KL is not of the same text and teacher.")
+            found.append(f"The runs differ in {formats.listing(keys)}: their KL is not of the same text and teacher.")
         machines = list(dict.fromkeys(run.context.hardware for run in self.runs if run.context.hardware))
         if len(machines) > 1:
             found.append(f"Timings are of several machines or set-ups, not to be compared: {' '.join(machines)}")
@@ -155,28 +159,28 @@ def _told(variant: str, rows: pd.DataFrame, runs: int, length: int | None) -> st
         parts.append(f"KL is lowest with {low['label']}, {kl(low)}, and highest with {high['label']}, {kl(high)}")
         if difference.error > 0:
             beyond = f"{'more than' if difference.clearly_above(0.0) else 'within'} {STANDARD_ERRORS} standard errors"
-            parts[-1] += f"; the difference, {words.estimate(difference)}, is {beyond}"
-    for measure, what, show in (("decode_ms", "decoding", _milliseconds), ("state", "the state", words.size)):
+            parts[-1] += f"; the difference, {formats.estimate(difference)}, is {beyond}"
+    for measure, what, show in (("decode_ms", "decoding", _milliseconds), ("state", "the state", formats.size)):
         if rows[measure].nunique() > 1:
             low, high = rows.loc[rows[measure].idxmin()], rows.loc[rows[measure].idxmax()]
-            at = f"{what} at {words.length(length or 0)} tokens takes"
+            at = f"{what} at {formats.length(length or 0)} tokens takes"
             parts.append(f"{at} {show(low[measure])} with {low['label']}, {show(high[measure])} with {high['label']}")
             if measure == "decode_ms" and high["decode_ms_q1"] <= low["decode_ms_q3"]:
                 parts[-1] += " (the quartiles overlap)"
     if 0 < len(rows) < runs:
-        parts.append(f"only in {words.listing(rows['label'])}")
+        parts.append(f"only in {formats.listing(rows['label'])}")
     return f"**{variant}**: {'. '.join(part[0].upper() + part[1:] for part in parts)}." if parts else ""
 
 
 def kl(row: Any) -> str:
     """A row's KL with its standard error."""
-    return words.plus_minus(row["kl"], row["kl_se"])
+    return formats.plus_minus(row["kl"], row["kl_se"])
 
 
 def _milliseconds(value: float) -> str:
-    return f"{words.number(value)} ms"
+    return f"{formats.number(value)} ms"
 
 
 def shown(value: Any) -> str:
     """A setting as text."""
-    return words.MISSING if value is None else str(value)
+    return formats.MISSING if value is None else str(value)

@@ -8,15 +8,14 @@ import pandas as pd
 
 from attnopt.core.errors import UserError
 from attnopt.core.files import written_aside
-from attnopt.report.compare import runs as revisions
+from attnopt.report.compare import runs
 from attnopt.report.compare.data import Comparison, kl, shown
 from attnopt.report.context import KL, LEVELS
 from attnopt.report.params import ReportParams
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, Series, one_view, row_height
 from attnopt.report.parts.tables import Column, Table, column, csv, variant_column
-from attnopt.report.render import fill as render
-from attnopt.report.render import png
+from attnopt.report.render import fill, png
 
 
 def write_comparison(sources: Sequence[str], params: ReportParams, out: Path) -> Path:
@@ -26,7 +25,7 @@ def write_comparison(sources: Sequence[str], params: ReportParams, out: Path) ->
     """
     if len(sources) < 2:
         raise UserError("--compare takes two or more runs: folders, git revisions or experiments' names")
-    comparison = Comparison([revisions.read_run(source, params) for source in sources])
+    comparison = Comparison([runs.read_run(source, params) for source in sources])
     drawings, files = figures(comparison), downloads(comparison)
     with written_aside(out / "compare") as folder:
         folder.mkdir()
@@ -36,8 +35,8 @@ def write_comparison(sources: Sequence[str], params: ReportParams, out: Path) ->
     values = {"comparison": comparison, "title": f"{len(sources)} runs compared"}
     values |= {"figures": drawings, "results": _results(comparison), "runs": _settings(comparison)}
     pages = {
-        "compare.html": render.fill_html("compare.html.j2", drawings, files, comparison.looks, **values),
-        "compare.md": render.fill_markdown("compare.md.j2", drawn=drawn, data="compare", images="compare", **values),
+        "compare.html": fill.fill_html("compare.html.j2", drawings, files, comparison.looks, **values),
+        "compare.md": fill.fill_markdown("compare.md.j2", drawn=drawn, data="compare", images="compare", **values),
     }
     for name, text in pages.items():
         with written_aside(out / name) as aside:
@@ -55,7 +54,7 @@ def figures(comparison: Comparison) -> list[Figure]:
     figure = Figure(
         name="compare",
         title=f"Every measure, {over}",
-        alt=f"{'; '.join(names.values())}; {over}, of {words.listing(dict.fromkeys(rows['variant']))}",
+        alt=f"{'; '.join(names.values())}; {over}, of {formats.listing(dict.fromkeys(rows['variant']))}",
         caption=f"Bars and bands: one standard error of the KL, quartiles of the time.{left_out} "
         f"{comparison.runs[0].context.hardware}",
         views=one_view(*(_panel(comparison, rows, measure, name) for measure, name in names.items())),
@@ -91,7 +90,7 @@ def _series(comparison: Comparison, rows: pd.DataFrame, measure: str) -> Series:
 
 
 def _names(comparison: Comparison) -> dict[str, str]:
-    at = f" at {words.length(comparison.length)} tokens" if comparison.length else ""
+    at = f" at {formats.length(comparison.length)} tokens" if comparison.length else ""
     return {
         "kl": KL,
         "ppl_ratio": "perplexity over the teacher’s",
@@ -101,7 +100,7 @@ def _names(comparison: Comparison) -> dict[str, str]:
 
 
 def _results(comparison: Comparison) -> Table:
-    at = f" at {words.length(comparison.length)}" if comparison.length else ""
+    at = f" at {formats.length(comparison.length)}" if comparison.length else ""
     leaks = set().union(*(run.context.records.leaks for run in comparison.runs))
     return Table(
         name="compare_results",
@@ -110,10 +109,10 @@ def _results(comparison: Comparison) -> Table:
             variant_column(lambda variant: f"{variant} (leaks)" if variant in leaks else variant),
             column("run", "label", kind="text"),
             Column("KL", kl),
-            column("perplexity over teacher's", "ppl_ratio", words.times),
-            column(f"decode{at}, ms", "decode_ms", words.number),
-            column(f"prefill{at}, ms", "prefill_ms", words.number),
-            column(f"state{at}", "state", words.size),
+            column("perplexity over teacher's", "ppl_ratio", formats.times),
+            column(f"decode{at}, ms", "decode_ms", formats.number),
+            column(f"prefill{at}, ms", "prefill_ms", formats.number),
+            column(f"state{at}", "state", formats.size),
         ],
         frame=comparison.numbers(comparison.frame),
         command=comparison.command,
@@ -138,7 +137,7 @@ def _settings(comparison: Comparison) -> Table:
 
 def _where(comparison: Comparison) -> str:
     levels = set(comparison.frame["level"].dropna())
-    measured = words.listing(LEVELS[level] for level in sorted(levels))
+    measured = formats.listing(LEVELS[level] for level in sorted(levels))
     return f"Times and state: {measured}. {comparison.runs[0].context.hardware}" if levels else ""
 
 

@@ -1,4 +1,4 @@
-"""Numbers and lists as words: one place decides how a figure of the report reads."""
+"""Numbers and lists as text: one place decides how a figure of the report reads."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a table is: cells as words for the page, and the raw numbers behind them for the download."""
+"""What a table is: cells as text for the page, and the raw numbers behind them for the download."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

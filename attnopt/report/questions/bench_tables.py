@@ -7,7 +7,7 @@ import pandas as pd
 
 from attnopt.report.context import LEVELS, Context
 from attnopt.report.data import summary
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.tables import Column, Table, column, variant_column
 
 
@@ -43,14 +43,14 @@ def _capacity(context: Context) -> list[Table]:
         _table(
             context,
             "capacity",
-            f"Sequences of {words.length(length)} tokens that decode side by side in {words.number(memory)} GiB",
+            f"Sequences of {formats.length(length)} tokens that decode side by side in {formats.number(memory)} GiB",
             frame.drop(columns=["control", "batches"], errors="ignore"),
             [
-                column("sequences", "sequences", words.count),
-                column("softmax", "sequences_softmax", words.count),
-                column("MiB each", "sequence_mib", words.number),
-                column("softmax, MiB each", "sequence_mib_softmax", words.number),
-                column("weights, MiB", "weights_mib", words.number),
+                column("sequences", "sequences", formats.count),
+                column("softmax", "sequences_softmax", formats.count),
+                column("MiB each", "sequence_mib", formats.number),
+                column("softmax, MiB each", "sequence_mib_softmax", formats.number),
+                column("weights, MiB", "weights_mib", formats.number),
             ],
             "Computed from measured weights, states and peaks of memory; softmax is that of the same run.",
         )
@@ -81,19 +81,19 @@ def _timed(context: Context, name: str, title: str, parts: list[pd.DataFrame]) -
     columns = [
         column("level", "level", LEVELS.__getitem__, "text"),
         column("phase", "phase", kind="text"),
-        column("tokens", "length", words.length),
-        column("batch", "batch", words.count),
-        Column("time", lambda r: f"{words.number(r['median'])} {r['unit']} {words.interval(r['q1'], r['q3'])}"),
-        column("over softmax's", "ratio", words.times),
+        column("tokens", "length", formats.length),
+        column("batch", "batch", formats.count),
+        Column("time", lambda r: f"{formats.number(r['median'])} {r['unit']} {formats.interval(r['q1'], r['q3'])}"),
+        column("over softmax's", "ratio", formats.times),
         Column("peak, MiB", _peak),
-        column("softmax's peak", "baseline_peak", words.number),
+        column("softmax's peak", "baseline_peak", formats.number),
     ]
     note = f"Median and quartiles; softmax (SDPA) of the same run. {context.hardware}"
     return [_table(context, name, title, pd.concat(parts, ignore_index=True)[keep], columns, note)]
 
 
 def _peak(row: Any) -> str:
-    return words.number(row["peak_mib"]) + (" (disputed)" if row["memory_agrees"] is False else "")
+    return formats.number(row["peak_mib"]) + (" (disputed)" if row["memory_agrees"] is False else "")
 
 
 def _table(context: Context, name: str, title: str, frame: pd.DataFrame, columns: Sequence[Column], note: str) -> Table:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from attnopt.report.context import KL, Answer, Context, absent
 from attnopt.report.data import summary
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, Series, one_view, ordered, row_height
 from attnopt.report.parts.tables import Column, Table, column, variant_column
 from attnopt.statistics import STANDARD_ERRORS, Estimate, margin
@@ -73,17 +73,18 @@ def _short(frame: pd.DataFrame) -> str:
     groups = {verdict: list(frame.loc[frame["verdict"] == verdict, "variant"]) for verdict in ("alive", "dead")}
     unknown = list(frame.loc[frame["verdict"] == "cannot tell", "variant"])
     word = "Yes" if len(groups["alive"]) == len(frame) else "No" if groups["dead"] else "Not decided"
-    parts = [f"{verdict} in {words.listing(f'**{n}**' for n in names)}" for verdict, names in groups.items() if names]
+    parts = [f"{verdict} in {formats.listing(f'**{n}**' for n in names)}" for verdict, names in groups.items() if names]
     if unknown:
-        parts.append(f"this run cannot tell for {words.listing(unknown)}")
+        parts.append(f"this run cannot tell for {formats.listing(unknown)}")
     return f"{word}: {'; '.join(parts)}."
 
 
 def _sentence(row: dict[str, Any]) -> str:
-    gap = words.plus_minus(row["difference"], row["difference_se"])
+    gap = formats.plus_minus(row["difference"], row["difference_se"])
     return (
-        f"{row['variant']}: KL {words.number(row['kl_whole'])} as a whole and {words.number(row['kl_window'])} with "
-        f"the window alone, a difference of {gap} ({words.percent(row['share'])} of the latter): {row['verdict']}."
+        f"{row['variant']}: KL {formats.number(row['kl_whole'])} as a whole and {formats.number(row['kl_window'])} "
+        f"with the window alone, a difference of {gap} ({formats.percent(row['share'])} of the latter): "
+        f"{row['verdict']}."
     )
 
 
@@ -94,9 +95,9 @@ def _table(context: Context, frame: pd.DataFrame) -> Table:
         title="KL with some branches alone",
         columns=[
             variant_column(context.name),
-            *(column("whole" if part == "whole" else f"{part} alone", f"kl_{part}", words.number) for part in parts),
-            Column("window alone less whole", lambda r: words.plus_minus(r["difference"], r["difference_se"])),
-            column("share", "share", words.percent),
+            *(column("whole" if part == "whole" else f"{part} alone", f"kl_{part}", formats.number) for part in parts),
+            Column("window alone less whole", lambda r: formats.plus_minus(r["difference"], r["difference_se"])),
+            column("share", "share", formats.percent),
             column("far branch", "verdict", kind="text"),
         ],
         frame=frame,
@@ -120,7 +121,7 @@ def _figure(context: Context, table: pd.DataFrame) -> Figure:
     return Figure(
         name="branches",
         title="KL with some branches alone",
-        alt=f"KL of {words.listing(names)} as a whole and with some branches alone.",
+        alt=f"KL of {formats.listing(names)} as a whole and with some branches alone.",
         caption="Mean over seeds with a 95 % interval (blocks and seeds), on some validation blocks.",
         views=one_view(Panel("", Axis(KL, log=True), Axis("", categories=names), series)),
         frame=table,

@@ -7,7 +7,7 @@ import pandas as pd
 
 from attnopt.report.context import EXTRAPOLATED, LEVELS, ZERO, Answer, Context, absent
 from attnopt.report.data import extrapolation
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, Rule, Series, Style, View
 from attnopt.report.parts.tables import Cell, Column, Table, column, variant_column
 from attnopt.report.questions import extrapolated
@@ -36,7 +36,7 @@ def answer(context: Context) -> Answer:
     best = str(context.ranked.index[0])
     lengths = [n for n in context.lengths if len(eligible(context, n))]
     if not lengths:
-        kl = words.estimate(context.kl(best))
+        kl = formats.estimate(context.kl(best))
         short = f"**{best}** is closest to the teacher (KL {kl}). Not from this run: its cost."
         return Answer(slug=SLUG, question=QUESTION, short=short)
     chosen = [choices(context, n) for n in lengths[::-1]]
@@ -73,11 +73,11 @@ def choices(context: Context, length: int) -> Table:
     columns = [
         column("if you need", "need", kind="wide"),
         Column("choose", lambda r: r["variant"] or "none of these", "text", swatch=True),
-        Column("KL", lambda r: words.plus_minus(r["kl"], r["kl_se"])),
-        column("decoding over softmax's", "decode_ms_ratio", words.times),
-        column("prefill over softmax's", "prefill_ms_ratio", words.times),
-        column("state", "state", words.size),
-        column("state over softmax's", "state_ratio", words.times),
+        Column("KL", lambda r: formats.plus_minus(r["kl"], r["kl_se"])),
+        column("decoding over softmax's", "decode_ms_ratio", formats.times),
+        column("prefill over softmax's", "prefill_ms_ratio", formats.times),
+        column("state", "state", formats.size),
+        column("state over softmax's", "state_ratio", formats.times),
         column(f"as fast within {spread}", "equal", kind="wide"),
     ]
     return Table(
@@ -102,12 +102,12 @@ def _short(frame: pd.DataFrame, where: str, blocks: str) -> str:
     lean = rows.pop(LEAN)
     start = f"At {where}, no variant decodes faster than softmax in half its state."
     if lean["variant"]:
-        costs = [f"{words.times(lean[k])} its {cost}" for k, cost in RATIOS.items() if not words.missing(lean[k])]
+        costs = [f"{formats.times(lean[k])} its {cost}" for k, cost in RATIOS.items() if not formats.missing(lean[k])]
         costs[0] = costs[0].replace("its", "softmax's")
         start = (
             f"At {where}, choose **{lean['variant']}**: of those that decode faster than softmax in half its state it "
-            f"is the closest to the teacher (KL {words.plus_minus(lean['kl'], lean['kl_se'])}{blocks}), "
-            f"with {words.listing(costs)}."
+            f"is the closest to the teacher (KL {formats.plus_minus(lean['kl'], lean['kl_se'])}{blocks}), "
+            f"with {formats.listing(costs)}."
         )
     needs: dict[str, list[str]] = {}
     for need, row in rows.items():
@@ -118,11 +118,11 @@ def _short(frame: pd.DataFrame, where: str, blocks: str) -> str:
 def _named(variant: str, needs: list[str], row: dict[str, Any]) -> str:
     """A variant, what it is best for and the numbers that this is about."""
     if not variant:
-        return f"no variant for {words.listing(needs)}"
-    shown = {key: name for need in needs for key, name in NEEDS[need].items() if not words.missing(row[key])}
-    numbers = [f"KL {words.plus_minus(row['kl'], row['kl_se'])}"]
-    numbers += [f"{name} {words.times(row[key])}" for key, name in shown.items()]
-    return f"**{variant}** for {words.listing(needs)} ({', '.join(numbers)})"
+        return f"no variant for {formats.listing(needs)}"
+    shown = {key: name for need in needs for key, name in NEEDS[need].items() if not formats.missing(row[key])}
+    numbers = [f"KL {formats.plus_minus(row['kl'], row['kl_se'])}"]
+    numbers += [f"{name} {formats.times(row[key])}" for key, name in shown.items()]
+    return f"**{variant}** for {formats.listing(needs)} ({', '.join(numbers)})"
 
 
 def _blocks(context: Context, length: int) -> str:
@@ -133,7 +133,7 @@ def _blocks(context: Context, length: int) -> str:
 
 def _where(context: Context, length: int) -> str:
     level = eligible(context, length)["level"].iloc[0]
-    where = words.length(length) + (" tokens" if level == "model" else f" tokens, {LEVELS[level]}")
+    where = formats.length(length) + (" tokens" if level == "model" else f" tokens, {LEVELS[level]}")
     if context.basis and length in context.extrapolated:
         return f"{where}, {extrapolated.said_basis(context.basis)}"
     return where
@@ -149,24 +149,26 @@ def _marked(context: Context, frame: pd.DataFrame, length: int) -> pd.DataFrame:
     frame = frame.assign(length=length)
     if length not in context.extrapolated or context.basis is None:
         return frame
-    return frame.assign(**{EXTRAPOLATED: words.listing(context.basis.lengths)})
+    return frame.assign(**{EXTRAPOLATED: formats.listing(context.basis.lengths)})
 
 
 def _sentences(context: Context, length: int) -> list[str]:
     table = eligible(context, length)
     axes = [key for key in ("kl", *COSTS) if table[key].notna().all()]
     front = table.index[pareto(table[axes].to_numpy())]
-    shown = words.listing(["KL", *(COSTS[key][0] for key in axes[1:])])
-    names = words.listing(f"**{v}**" for v in front)
+    shown = formats.listing(["KL", *(COSTS[key][0] for key in axes[1:])])
+    names = formats.listing(f"**{v}**" for v in front)
     out = [f"Pareto front over {shown} at {_where(context, length)}: {names}."]
     if len(beaten := table.index.difference(front, sort=False)):
-        out.append(f"Off it, since some one variant is at least as good on all of these: {words.listing(beaten)}.")
+        out.append(f"Off it, since some one variant is at least as good on all of these: {formats.listing(beaten)}.")
     timed = table["decode_ms_ratio"].dropna()
     there = "there, extrapolated" if length in context.extrapolated else "there"
     faster = list(timed.index[timed < 1])
     if len(timed):
-        named = f": {words.listing(faster)}" if faster else ""
-        out.append(f"{len(faster)} of {words.plural(len(timed), 'variant')} decode faster than softmax {there}{named}.")
+        named = f": {formats.listing(faster)}" if faster else ""
+        out.append(
+            f"{len(faster)} of {formats.plural(len(timed), 'variant')} decode faster than softmax {there}{named}."
+        )
     return out
 
 
@@ -174,12 +176,12 @@ def _limits(context: Context, length: int) -> list[str]:
     out, block = [], context.records.corpus.block
     known = "extrapolated" if length in context.extrapolated else "measured"
     if length > block:
-        out.append(f"KL is measured on blocks of {block} tokens; at {words.length(length)} only the cost is {known}.")
+        out.append(f"KL is measured on blocks of {block} tokens; at {formats.length(length)} only the cost is {known}.")
     if context.extrapolated:
         out += extrapolated.limits(context.records, context.extrapolated)
     out += _unanswered(context)
     if len(left_out := context.ranked.index.difference(eligible(context, length).index, sort=False)):
-        out.append(f"Left out, not {known} there or no closer than no attention at all: {words.listing(left_out)}.")
+        out.append(f"Left out, not {known} there or no closer than no attention at all: {formats.listing(left_out)}.")
     return out
 
 
@@ -188,12 +190,13 @@ def _unanswered(context: Context) -> list[str]:
     wanted = [n for n in context.params.lengths if n not in context.lengths]
     far = [n for n in wanted if context.basis and n > extrapolation.REACH * context.basis.longest]
     out = []
-    if near := [words.length(n) for n in wanted if n not in far]:
-        out.append(f"Asked for and not measured: {words.listing(near)} tokens.")
+    if near := [formats.length(n) for n in wanted if n not in far]:
+        out.append(f"Asked for and not measured: {formats.listing(near)} tokens.")
     if far and context.basis:
         out.append(
-            f"Asked for and neither measured nor extrapolated: {words.listing(map(words.length, far))} tokens, more "
-            f"than {extrapolation.REACH} times the longest length measured, {words.count(context.basis.longest)}."
+            f"Asked for and neither measured nor extrapolated: {formats.listing(map(formats.length, far))} tokens, "
+            f"more than {extrapolation.REACH} times the longest length measured, "
+            f"{formats.count(context.basis.longest)}."
         )
     return out
 
@@ -237,7 +240,7 @@ def _front(context: Context, table: pd.DataFrame, key: str) -> Panel:
 
 def _extrapolated(context: Context) -> str:
     """Says which costs of a figure are not measured."""
-    shown = words.listing(words.length(n) for n in context.extrapolated)
+    shown = formats.listing(formats.length(n) for n in context.extrapolated)
     if not context.basis or not context.extrapolated:
         return ""
     return f" Costs at {shown} are {extrapolated.said_basis(context.basis)}."
@@ -252,9 +255,9 @@ def _costs(context: Context, length: int) -> Table:
         Column("over softmax's", _ratio("prefill_ms_ratio", measured)),
         Column("decoding, ms per token", lambda r: _bounded(r, "decode_ms", bounds)),
         Column("over softmax's", _ratio("decode_ms_ratio", measured)),
-        column("state", "state", words.size),
-        column("over softmax's", "state_ratio", words.times),
-        *([column("peak memory, MiB", "peak_mib", words.number)] if measured else []),
+        column("state", "state", formats.size),
+        column("over softmax's", "state_ratio", formats.times),
+        *([column("peak memory, MiB", "peak_mib", formats.number)] if measured else []),
     ]
     shown = "Medians with quartiles" if measured else "With 95 % intervals from resampled raw samples"
     return Table(
@@ -270,12 +273,12 @@ def _costs(context: Context, length: int) -> Table:
 def _ratio(key: str, measured: bool) -> Cell:
     """A quotient over softmax's time, with its interval where it is extrapolated and so has one."""
     if measured:
-        return lambda row: words.times(row[key])
-    return lambda row: _bounded(row, key, ("_low", "_high"), words.times)
+        return lambda row: formats.times(row[key])
+    return lambda row: _bounded(row, key, ("_low", "_high"), formats.times)
 
 
-def _bounded(row: Any, key: str, bounds: tuple[str, str], show: Callable[[Any], str] = words.number) -> str:
-    if words.missing(row[key]):
-        return words.MISSING
+def _bounded(row: Any, key: str, bounds: tuple[str, str], show: Callable[[Any], str] = formats.number) -> str:
+    if formats.missing(row[key]):
+        return formats.MISSING
     low, high = (show(row[key + bound]).removesuffix("×") for bound in bounds)
     return f"{show(row[key])} [{low}, {high}]"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from attnopt.report.context import Answer, Context, absent
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Heat, Panel, Series, ordered, plain, thinned
 from attnopt.report.parts.figures import one_view as view
 from attnopt.report.parts.tables import Column, Table, column
@@ -52,10 +52,10 @@ def _table(variant: str, last: pd.DataFrame) -> Table:
         title=f"Coefficients of {variant} after training",
         columns=[
             column("candidate", "name", kind="text"),
-            Column("coefficient", lambda r: words.plus_minus(r["mean"], r["sem"])),
-            column("lowest", "min", words.number),
-            column("highest", "max", words.number),
-            column("share of the largest", "share", words.percent),
+            Column("coefficient", lambda r: formats.plus_minus(r["mean"], r["sem"])),
+            column("lowest", "min", formats.number),
+            column("highest", "max", formats.number),
+            column("share of the largest", "share", formats.percent),
         ],
         frame=frame,
         command=f"dvc repro distill@{variant}",
@@ -65,8 +65,8 @@ def _table(variant: str, last: pd.DataFrame) -> Table:
 
 def _sentence(variant: str, frame: pd.DataFrame) -> str:
     top, small = frame.iloc[0], list(frame.loc[frame["share"] < SMALL, "name"])
-    value, limit = words.plus_minus(top["mean"], top["sem"]), f"under {100 * SMALL:.0f} % of it"
-    rest = f"{len(small)} of {len(frame)} are {limit}" + (f": {words.listing(small)}" if small else "")
+    value, limit = formats.plus_minus(top["mean"], top["sem"]), f"under {100 * SMALL:.0f} % of it"
+    rest = f"{len(small)} of {len(frame)} are {limit}" + (f": {formats.listing(small)}" if small else "")
     return f"In {variant} **{top['name']}** has the largest coefficient ({value}); {rest}."
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 from attnopt import statistics
 from attnopt.report.context import ZERO, Answer, Context, absent, off_scale
 from attnopt.report.data import summary
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, Rule, one_view
 from attnopt.report.parts.tables import Column, Table, column
 
@@ -38,7 +38,7 @@ def answer(context: Context) -> Answer:
         slug=SLUG,
         question=QUESTION,
         short=_short(points, frame, alone),
-        sentences=[f"It is {words.listing(shown)}." for shown in [_shown(frame)[1:]] if shown]
+        sentences=[f"It is {formats.listing(shown)}." for shown in [_shown(frame)[1:]] if shown]
         + ([] if only_final else [_alone(alone)])
         + [_leak(context, table, v) for v in table["variant"].unique() if v in context.records.leaks],
         limits=_limits(context, ranked, points),
@@ -71,9 +71,9 @@ def _short(points: pd.DataFrame, frame: pd.DataFrame, alone: pd.DataFrame) -> st
     """The verdict over all points, and that of the final students where it is another."""
     all_points, final = _verdict(frame.iloc[0]), _verdict(alone.iloc[0])
     runs, checkpoints = (int(frame[count].iloc[0]) for count in ("runs", "checkpoints"))
-    over = [words.plural(runs, "run"), *([words.plural(checkpoints, "checkpoint")] if checkpoints else [])]
+    over = [formats.plural(runs, "run"), *([formats.plural(checkpoints, "checkpoint")] if checkpoints else [])]
     short = (
-        f"{all_points}: over {words.listing(over)} of {points['variant'].nunique()} variants "
+        f"{all_points}: over {formats.listing(over)} of {points['variant'].nunique()} variants "
         f"the Spearman correlation of KL is {_shown(frame)[0]}"
     )
     return f"{short}." if final == all_points else f"{short}; {FINAL[final]} with the final students alone."
@@ -82,13 +82,15 @@ def _short(points: pd.DataFrame, frame: pd.DataFrame, alone: pd.DataFrame) -> st
 def _alone(alone: pd.DataFrame) -> str:
     """The correlation that no training's progress makes."""
     return (
-        f"Without checkpoints, over the {words.plural(int(alone['runs'].iloc[0]), 'final student')} alone, it is "
-        f"{words.listing(_shown(alone))}."
+        f"Without checkpoints, over the {formats.plural(int(alone['runs'].iloc[0]), 'final student')} alone, it is "
+        f"{formats.listing(_shown(alone))}."
     )
 
 
 def _shown(frame: pd.DataFrame) -> list[str]:
-    return [f"**{words.fixed(r.rho)}** {words.interval(r.low, r.high)} with {r.measure}" for r in frame.itertuples()]
+    return [
+        f"**{formats.fixed(r.rho)}** {formats.interval(r.low, r.high)} with {r.measure}" for r in frame.itertuples()
+    ]
 
 
 def _verdict(row: pd.Series) -> str:
@@ -102,15 +104,15 @@ def _leak(context: Context, table: pd.DataFrame, variant: str) -> str:
     lower, worse = int((own["kl"] < others["kl"]).sum()), int((own["sample_ppl"] > others["sample_ppl"]).sum())
     leaky = min(lower, worse) > len(others) / 2
     return (
-        f"The leaking control {variant} has KL {words.number(own['kl'])}, lower than {lower} of {len(others)} that "
-        f"compete, and sample perplexity {words.number(own['sample_ppl'])}, higher than {worse} of {len(others)}"
+        f"The leaking control {variant} has KL {formats.number(own['kl'])}, lower than {lower} of {len(others)} that "
+        f"compete, and sample perplexity {formats.number(own['sample_ppl'])}, higher than {worse} of {len(others)}"
         f"{': low KL and poor text, which is what a leak looks like' if leaky else ''}."
     )
 
 
 def _limits(context: Context, ranked: pd.DataFrame, points: pd.DataFrame) -> list[str]:
     each = _texts(context.records.samples, ["variant", "seed"])
-    rests = words.plural(each, "sample")
+    rests = formats.plural(each, "sample")
     whole, on_the_way = "whole variants resampled", " Checkpoints within a training run were not sampled."
     if len(points) > len(ranked):
         kept = _texts(context.records.checkpoint_samples, ["variant", "seed", "step"])
@@ -121,7 +123,7 @@ def _limits(context: Context, ranked: pd.DataFrame, points: pd.DataFrame) -> lis
     ]
     return [
         f"Each point rests on {rests}. Intervals: 95 %, {whole}; controls and leaking variants left out.{on_the_way}",
-        *(f"Too flat to correlate: {words.listing(flat)}." for _ in flat[:1]),
+        *(f"Too flat to correlate: {formats.listing(flat)}." for _ in flat[:1]),
     ]
 
 
@@ -172,8 +174,8 @@ def _table(frame: pd.DataFrame) -> Table:
         columns=[
             column("with", "measure", kind="text"),
             *([column("over", "over", kind="text")] if frame["over"].nunique() > 1 else []),
-            column("correlation", "rho", words.fixed),
-            Column("95 % interval", lambda r: words.interval(r["low"], r["high"])),
+            column("correlation", "rho", formats.fixed),
+            Column("95 % interval", lambda r: formats.interval(r["low"], r["high"])),
             column("runs", "runs"),
             *([column("checkpoints", "checkpoints")] if frame["checkpoints"].any() else []),
         ],

@@ -8,7 +8,7 @@ import pandas as pd
 from attnopt import statistics
 from attnopt.report.context import CONTROL_LOOKS, LEVELS, Answer, Context, absent
 from attnopt.report.data import summary
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, Rule, Series, View, ticks
 from attnopt.report.parts.tables import Column, Table, column, variant_column
 from attnopt.report.questions import bench_tables
@@ -92,7 +92,7 @@ def _short(table: pd.DataFrame) -> str:
             earlier = len(there) - len(later)
             parts[-1] += f", {earlier} of them at every length measured" if earlier else ""
             parts[-1] += f", {later.iloc[0]['variant']} from {_at(later.iloc[0])} tokens"
-    level, longest = LEVELS[table["level"].iloc[0]], words.length(table["longest"].max())
+    level, longest = LEVELS[table["level"].iloc[0]], formats.length(table["longest"].max())
     return f"By {longest} tokens ({level}), against softmax, {'; '.join(parts)}."
 
 
@@ -100,28 +100,28 @@ def _sentence(table: pd.DataFrame, what: str, level: str) -> str:
     """Who wins everywhere, who from where on, who never."""
     less, parts = "smaller" if what == STATE else "faster", []
     if always := list(table.loc[table["at"] <= table["shortest"], "variant"]):
-        parts.append(f"{words.listing(always)} at every length measured")
+        parts.append(f"{formats.listing(always)} at every length measured")
     later = table[table["at"] > table["shortest"]].sort_values("at")
     parts += [f"{row['variant']} from {_at(row)} tokens" for row in later.to_dict("records")]
     if never := list(table.loc[table["at"].isna(), "variant"]):
-        parts.append(f"{words.listing(never)} not up to {words.length(table['longest'].max())}")
+        parts.append(f"{formats.listing(never)} not up to {formats.length(table['longest'].max())}")
     return f"{what.capitalize()}, {LEVELS[level]}, {less} than softmax: {'; '.join(parts)}."
 
 
 def _at(row: Any) -> str:
     """A crossover in tokens as text: 730 [690, 770]."""
-    if words.missing(row["longest"]):
-        return words.MISSING
-    if words.missing(row["at"]):
-        return f"not up to {words.length(row['longest'])}"
+    if formats.missing(row["longest"]):
+        return formats.MISSING
+    if formats.missing(row["at"]):
+        return f"not up to {formats.length(row['longest'])}"
     if row["at"] <= row["shortest"]:
-        return f"≤ {words.length(row['shortest'])}"
+        return f"≤ {formats.length(row['shortest'])}"
     low, high = row["at_low"], row["at_high"]
     if low == high:
-        return words.count(row["at"])
-    start = f"≤ {words.length(row['shortest'])}" if low is not None and low <= row["shortest"] else words.count(low)
-    end = f"> {words.length(row['longest'])}" if words.missing(high) else words.count(high)
-    return f"{words.count(row['at'])} {words.interval(start, end)}"
+        return formats.count(row["at"])
+    start = f"≤ {formats.length(row['shortest'])}" if low is not None and low <= row["shortest"] else formats.count(low)
+    end = f"> {formats.length(row['longest'])}" if formats.missing(high) else formats.count(high)
+    return f"{formats.count(row['at'])} {formats.interval(start, end)}"
 
 
 def _table(context: Context, frame: pd.DataFrame) -> Table:
@@ -132,7 +132,7 @@ def _table(context: Context, frame: pd.DataFrame) -> Table:
         rows.append({"variant": variant, "level": level} | costs)
     level_too = [column("level", "level", LEVELS.__getitem__, "text")] if frame["level"].nunique() > 1 else []
     base = frame.groupby(["level", "what"], sort=False)["exponent_softmax"].median()
-    softmax = [f"{LEVELS[str(level)]}, {what} {words.fixed(value)}" for (level, what), value in base.items()]
+    softmax = [f"{LEVELS[str(level)]}, {what} {formats.fixed(value)}" for (level, what), value in base.items()]
     return Table(
         name="crossovers",
         title="Crossovers and exponents",
@@ -162,11 +162,13 @@ def _part(row: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def _exponent(row: dict[str, Any]) -> str:
-    if words.missing(row["exponent"]):
-        return words.MISSING
+    if formats.missing(row["exponent"]):
+        return formats.MISSING
     low, high = row["exponent_low"], row["exponent_high"]
-    known = not words.missing(low) and high - low > 1e-6
-    return words.fixed(row["exponent"]) + (f" {words.interval(words.fixed(low), words.fixed(high))}" if known else "")
+    known = not formats.missing(low) and high - low > 1e-6
+    return formats.fixed(row["exponent"]) + (
+        f" {formats.interval(formats.fixed(low), formats.fixed(high))}" if known else ""
+    )
 
 
 def _ratios(context: Context) -> Figure:

@@ -5,19 +5,19 @@ from collections.abc import Iterable
 from attnopt.report.data import extrapolation, summary
 from attnopt.report.data.extrapolation import Basis
 from attnopt.report.data.read import Records
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 
 
 def said_basis(basis: Basis) -> str:
     """What an extrapolated cost rests on, in words: extrapolated from 1 024 and 4 096."""
-    return f"extrapolated from {words.listing(words.count(n) for n in basis.lengths)}"
+    return f"extrapolated from {formats.listing(formats.count(n) for n in basis.lengths)}"
 
 
 def limits(records: Records, reached: Iterable[int]) -> list[str]:
     """What an extrapolation assumes, and where that is known to fail."""
     found = extrapolation.basis(records)
     assert found is not None
-    shown = words.listing(map(words.length, reached))
+    shown = formats.listing(map(formats.length, reached))
     out = [
         f"At {shown} tokens every cost is {said_basis(found)}: times as a + b n for a decoded token and a n + b n² for "
         "a prefill, a and b not negative, through the longest length measured; bytes on the line through the two "
@@ -41,6 +41,6 @@ def _steeper(records: Records, found: Basis) -> list[str]:
     if grown <= 1.1 * long / short:
         return []
     return [
-        f"In this run softmax's decoding takes {words.number(grown)} times as long at {words.count(long)} tokens as at "
-        f"{words.count(short)}, more than its work grows: its extrapolated time is a lower bound."
+        f"In this run softmax's decoding takes {formats.number(grown)} times as long at {formats.count(long)} tokens "
+        f"as at {formats.count(short)}, more than its work grows: its extrapolated time is a lower bound."
     ]

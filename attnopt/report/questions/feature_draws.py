@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from attnopt.report.context import KL, Context
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, Style, one_view, ticks
 from attnopt.statistics import pooled_deviation, student_t
 
@@ -46,9 +46,11 @@ def change(drawn: pd.DataFrame) -> str:
     few, many, ratio, low, high = found
     counts = f"from {few} to {many} features"
     if low <= 1 <= high:
-        return f" and does not change beyond that {counts} {words.interval(*map(words.percent, (low - 1, high - 1)))}"
+        return (
+            f" and does not change beyond that {counts} {formats.interval(*map(formats.percent, (low - 1, high - 1)))}"
+        )
     verb, bounds = ("falls", (1 - high, 1 - low)) if ratio < 1 else ("rises", (low - 1, high - 1))
-    size = f"**{words.percent(abs(1 - ratio))}** {words.interval(*map(words.percent, bounds))}"
+    size = f"**{formats.percent(abs(1 - ratio))}** {formats.interval(*map(formats.percent, bounds))}"
     return f" and {verb} by {size} {counts}"
 
 
@@ -73,12 +75,14 @@ def _change(drawn: pd.DataFrame) -> tuple[int, int, float, float, float] | None:
 
 def _sentence(variant: str, rows: pd.DataFrame) -> str:
     means = rows.groupby("features")["kl"].mean()
-    shown = words.listing(f"{words.number(kl)} with {int(count)}" for count, kl in zip(means.index, means, strict=True))
+    shown = formats.listing(
+        f"{formats.number(kl)} with {int(count)}" for count, kl in zip(means.index, means, strict=True)
+    )
     found = f"{variant}, fitted to the teacher and untrained: KL {shown} features"
     least, spread = enough(rows)
     if least is None:
         return f"{found}, one draw each: their spread is not from this run."
-    over = f"{words.plural(len(rows), 'draw')} in all, standard deviation {words.percent(spread)} from draw to draw"
+    over = f"{formats.plural(len(rows), 'draw')} in all, standard deviation {formats.percent(spread)} from draw to draw"
     largest = int(means.index.max())
     if least == largest:
         end = f"it still falls beyond that spread up to the largest number, {largest}"

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from attnopt.report.context import KL, Answer, Context, absent
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, Series, Style, one_view, ticks
 from attnopt.report.questions import feature_draws as draws
 from attnopt.statistics import percentiles, pooled_deviation
@@ -50,9 +50,9 @@ def _short(context: Context, table: pd.DataFrame, drawn: pd.DataFrame) -> str:
     spread = _spread(_seeded(context, random), ["variant"])
     if spread is None:
         return _untrained(table, drawn)
-    short = f"From seed to seed KL varies by **{words.percent(spread[0])}** {_between(spread)} (standard deviation)"
+    short = f"From seed to seed KL varies by **{formats.percent(spread[0])}** {_between(spread)} (standard deviation)"
     rest = _spread(_seeded(context, set(context.ranked.index) - random), ["variant"])
-    return f"{short}, without random features by {words.percent(rest[0])} {_between(rest)}." if rest else f"{short}."
+    return f"{short}, without random features by {formats.percent(rest[0])} {_between(rest)}." if rest else f"{short}."
 
 
 def _untrained(table: pd.DataFrame, drawn: pd.DataFrame) -> str:
@@ -63,8 +63,8 @@ def _untrained(table: pd.DataFrame, drawn: pd.DataFrame) -> str:
     if spread is None:
         return f"Their spread is not from this run: {why}."
     return (
-        f"Untrained mechanisms, fitted to the teacher: KL varies by **{words.percent(spread[0])}** {_between(spread)} "
-        f"from draw to draw (standard deviation){draws.change(drawn)}. Trained, not from this run: {why}."
+        f"Untrained mechanisms, fitted to the teacher: KL varies by **{formats.percent(spread[0])}** {_between(spread)}"
+        f" from draw to draw (standard deviation){draws.change(drawn)}. Trained, not from this run: {why}."
     )
 
 
@@ -97,7 +97,7 @@ def _sources(context: Context, table: pd.DataFrame) -> list[str]:
     found = []
     for shared, what in SOURCES.items():
         if spread := _spread(runs, ["variant", shared]):
-            found.append(f"{words.percent(spread[0])} {_between(spread)} over {what}")
+            found.append(f"{formats.percent(spread[0])} {_between(spread)} over {what}")
     if not found:
         return [
             "Features and the order of data are drawn anew together with each seed: this run cannot tell them apart "
@@ -107,7 +107,7 @@ def _sources(context: Context, table: pd.DataFrame) -> list[str]:
 
 
 def _between(spread: tuple[float, float, float]) -> str:
-    return words.interval(*map(words.percent, spread[1:]))
+    return formats.interval(*map(formats.percent, spread[1:]))
 
 
 def _counts(table: pd.DataFrame) -> list[str]:
@@ -115,11 +115,11 @@ def _counts(table: pd.DataFrame) -> list[str]:
     if not len(means):
         return []
     shown = [
-        f"KL {words.plus_minus(row['mean'], row['sem'])} with {int(float(str(count)))} features "
-        f"({words.plural(int(row['count']), 'run')})"
+        f"KL {formats.plus_minus(row['mean'], row['sem'])} with {int(float(str(count)))} features "
+        f"({formats.plural(int(row['count']), 'run')})"
         for count, row in means.iterrows()
     ]
-    return [f"Trained: {words.listing(shown)}."]
+    return [f"Trained: {formats.listing(shown)}."]
 
 
 def _figure(context: Context, table: pd.DataFrame) -> Figure:

@@ -5,7 +5,7 @@ from itertools import combinations
 from typing import Any
 
 from attnopt.report.context import Answer, Context, absent
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.statistics import STANDARD_ERRORS
 
 SLUG = "others"
@@ -51,8 +51,8 @@ def _sentence(context: Context, a: dict[str, Any], b: dict[str, Any]) -> str:
     told = [f"{row['variant']} ({losses})" for row, losses in zip((a, b), shown, strict=True)]
     clear = "more" if gap.clearly_above(0.0) else "not more"
     return (
-        f"{words.listing(told)} differ in their loss alone: **{better}** has the lower KL, by "
-        f"{words.estimate(gap)}, {clear} than {STANDARD_ERRORS} standard errors."
+        f"{formats.listing(told)} differ in their loss alone: **{better}** has the lower KL, by "
+        f"{formats.estimate(gap)}, {clear} than {STANDARD_ERRORS} standard errors."
     )
 
 

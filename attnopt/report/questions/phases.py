@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from attnopt.report.context import ZERO, Answer, Context, absent, off_scale
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, Series, Style, one_view, ordered, row_height
 from attnopt.report.parts.tables import Table, column, variant_column
 from attnopt.statistics import bootstrap
@@ -35,7 +35,7 @@ def answer(context: Context) -> Answer:
         return absent(SLUG, QUESTION, "of no variant that competes the KL before and after training was recorded")
     parts = [f"{NAMES[phase]} leaves {_share(context, _pairs(ranked, shown, phase))}" for phase in steps]
     first = f"{parts[0]} of the swap's KL" if steps[0] == "fitted" else parts[0]
-    later = f"; {words.listing(parts[1:])} of what was there before it" if parts[1:] else ""
+    later = f"; {formats.listing(parts[1:])} of what was there before it" if parts[1:] else ""
     return Answer(
         slug=SLUG,
         question=QUESTION,
@@ -76,7 +76,7 @@ def _share(context: Context, pairs: pd.DataFrame) -> str:
 def _most(pairs: pd.DataFrame, what: str) -> str:
     """The variant whose KL changes by the best factor, and how many rise."""
     name = (pairs["before"] / pairs["after"]).idxmax()
-    start, end = (words.number(float(pairs.loc[name, when])) for when in ("before", "after"))
+    start, end = (formats.number(float(pairs.loc[name, when])) for when in ("before", "after"))
     fall, risen = pairs.loc[name, "after"] < pairs.loc[name, "before"], int((pairs["after"] > pairs["before"]).sum())
     best = f"lowers KL most for {name}, from {start} to {end}" if fall else "lowers the KL of no variant"
     return f"{what[0].upper()}{what[1:]} {best}; KL rises for {risen} of {len(pairs)}."
@@ -86,7 +86,7 @@ def _table(context: Context, rows: pd.DataFrame, shown: list[str]) -> Table:
     return Table(
         name="phases",
         title="Validation KL by phase",
-        columns=[variant_column(context.name), *(column(PHASES[phase], phase, words.number) for phase in shown)],
+        columns=[variant_column(context.name), *(column(PHASES[phase], phase, formats.number) for phase in shown)],
         frame=rows.drop(columns="role").reset_index(names="variant"),
         command="dvc repro distill",
         note="Means over seeds; a dash where a variant skips a phase.",
@@ -107,7 +107,7 @@ def _figure(context: Context, rows: pd.DataFrame, shown: list[str]) -> Figure:
     return Figure(
         name="phases",
         title="KL at the swap and after each phase",
-        alt=f"For every variant the KL {words.listing(PHASES[phase] for phase in shown)}.",
+        alt=f"For every variant the KL {formats.listing(PHASES[phase] for phase in shown)}.",
         caption=f"Validation split, means over seeds.{missing}",
         views=one_view(panel),
         frame=rows.drop(columns="role").reset_index(names="variant"),

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from attnopt.report.context import ZERO, Answer, Context, absent
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, one_view
 from attnopt.report.parts.tables import Column, Table, column, variant_column
 from attnopt.report.questions import where_lost
@@ -30,7 +30,7 @@ def answer(context: Context) -> Answer:
         question=QUESTION,
         short=_short(frame),
         sentences=where_lost.sentences(context),
-        limits=[f"Which {words.listing(lacking)} lose it is not from this run."] if lacking else [],
+        limits=[f"Which {formats.listing(lacking)} lose it is not from this run."] if lacking else [],
         figures=[_figure(context, table), *where_lost.figures(context)],
         tables=[_table(frame), *where_lost.tables(context)],
     )
@@ -50,7 +50,7 @@ def _quarters(context: Context, rows: pd.DataFrame) -> dict[str, float]:
 
 def _short(frame: pd.DataFrame) -> str:
     late, early, top = int((frame["low"] > 1).sum()), int((frame["high"] < 1).sum()), frame.iloc[0]
-    ratio = f"{words.times(top['ratio'])} {words.interval(top['low'], top['high'])}"
+    ratio = f"{formats.times(top['ratio'])} {formats.interval(top['low'], top['high'])}"
     return (
         f"KL is higher in the last quarter of a block than in the first for {late} of {len(frame)} variants, lower for "
         f"{early}; it rises most for **{top['variant']}**, {ratio}."
@@ -63,10 +63,10 @@ def _table(frame: pd.DataFrame) -> Table:
         title="KL early and late in the block",
         columns=[
             variant_column(),
-            column("first quarter", "first", words.number),
-            column("last quarter", "last", words.number),
-            column("last over first", "ratio", words.times),
-            Column("95 % interval", lambda r: words.interval(r["low"], r["high"])),
+            column("first quarter", "first", formats.number),
+            column("last quarter", "last", formats.number),
+            column("last over first", "ratio", formats.times),
+            Column("95 % interval", lambda r: formats.interval(r["low"], r["high"])),
         ],
         frame=frame,
         command="dvc repro evaluate",

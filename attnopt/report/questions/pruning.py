@@ -6,7 +6,7 @@ import pandas as pd
 
 from attnopt.report.context import KL, Context
 from attnopt.report.data import summary
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, one_view
 from attnopt.report.parts.tables import Column, Table, column
 from attnopt.statistics import margin
@@ -28,10 +28,10 @@ def sentences(context: Context, variant: str) -> list[str]:
     rows = cuts(context, variant)
     if len(rows) < 2 or rows["kl_se"].isna().all():
         return []
-    whole, of = rows.iloc[0], words.count(rows["of"].iloc[0])
+    whole, of = rows.iloc[0], formats.count(rows["of"].iloc[0])
     free = (rows["cost"] <= whole["kl_se"]).cumprod().astype(bool)
     last = rows[free].iloc[-1]
-    error = f"one standard error of its KL, {words.plus_minus(whole['kl'], whole['kl_se'])}"
+    error = f"one standard error of its KL, {formats.plus_minus(whole['kl'], whole['kl_se'])}"
     gone = int(whole["kept"] - last["kept"])
     if not gone:
         return [
@@ -42,8 +42,8 @@ def sentences(context: Context, variant: str) -> list[str]:
 
 
 def _cost(row: Any) -> str:
-    change = words.plus_minus(abs(row["cost"]), row["cost_se"])
-    return f"with {words.count(row['kept'])} kept it {'rises' if row['cost'] >= 0 else 'falls'} by {change}"
+    change = formats.plus_minus(abs(row["cost"]), row["cost_se"])
+    return f"with {formats.count(row['kept'])} kept it {'rises' if row['cost'] >= 0 else 'falls'} by {change}"
 
 
 def tables(context: Context, variant: str) -> list[Table]:
@@ -52,10 +52,10 @@ def tables(context: Context, variant: str) -> list[Table]:
         name=f"pruned_{variant}",
         title=f"KL of {variant} with its small coefficients dropped",
         columns=[
-            column("dropped under", "threshold", words.number),
-            Column("kept", lambda r: f"{words.count(r['kept'])} of {words.count(r['of'])}"),
-            Column("KL", lambda r: words.plus_minus(r["kl"], r["kl_se"])),
-            Column("change", lambda r: words.plus_minus(r["cost"], r["cost_se"])),
+            column("dropped under", "threshold", formats.number),
+            Column("kept", lambda r: f"{formats.count(r['kept'])} of {formats.count(r['of'])}"),
+            Column("KL", lambda r: formats.plus_minus(r["kl"], r["kl_se"])),
+            Column("change", lambda r: formats.plus_minus(r["cost"], r["cost_se"])),
         ],
         frame=frame,
         command=f"dvc repro evaluate@{variant}",

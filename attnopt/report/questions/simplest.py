@@ -3,7 +3,7 @@
 import pandas as pd
 
 from attnopt.report.context import KL, ZERO, Answer, Context, absent, off_scale
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, Series, Style, one_view, row_height, thinned
 from attnopt.statistics import STANDARD_ERRORS, Estimate
 
@@ -30,10 +30,10 @@ def _short(context: Context) -> str:
     ranked, simple = list(map(str, context.ranked.index)), _simplest(context)
     if simple is None or len(ranked) < 2:
         return absent(SLUG, QUESTION, "it takes a masks or window variant and another to compare with").short
-    kl, best = words.estimate(context.kl(simple)), ranked[0]
+    kl, best = formats.estimate(context.kl(simple)), ranked[0]
     if best == simple:
         return f"{_verdict(context, ranked[1], simple, 'Yes')}: **{simple}** has the lowest KL of {len(ranked)} ({kl})."
-    lowest = f"**{best}** is lowest ({words.estimate(context.kl(best))})"
+    lowest = f"**{best}** is lowest ({formats.estimate(context.kl(best))})"
     place = ranked.index(simple) + 1
     verdict = _verdict(context, simple, best, "No")
     return f"{verdict}: **{simple}** is number {place} of {len(ranked)} (KL {kl}); {lowest}."
@@ -51,7 +51,7 @@ def _gaps(context: Context) -> list[str]:
     worse = ranked[1] if simple == ranked[0] else simple
     gap = context.worse_by(worse, ranked[0])
     clear = f"{'more' if gap.clearly_above(0.0) else 'not more'} than {STANDARD_ERRORS} standard errors"
-    return [f"{worse} lies {words.estimate(gap)} nats above {ranked[0]}, {clear}."]
+    return [f"{worse} lies {formats.estimate(gap)} nats above {ranked[0]}, {clear}."]
 
 
 def _controls(context: Context) -> list[str]:
@@ -59,8 +59,8 @@ def _controls(context: Context) -> list[str]:
     out = []
     for control, row in context.quality[context.quality["kind"].isin(["none", "window"])].iterrows():
         lower = [str(v) for v in context.ranked.index[context.ranked["kl"] < row["kl"]]]
-        below = words.listing(lower) if lower else "nothing that competes"
-        out.append(f"{control}: KL {words.plus_minus(row['kl'], row['kl_se'])}; below it: {below}.")
+        below = formats.listing(lower) if lower else "nothing that competes"
+        out.append(f"{control}: KL {formats.plus_minus(row['kl'], row['kl_se'])}; below it: {below}.")
     return out
 
 
@@ -76,12 +76,12 @@ def _softmax_controls(context: Context) -> list[str]:
 
 
 def _teacher_trained(control: str, row: pd.Series) -> str:
-    own, teachers = words.number(row["ppl_token"]), words.number(row["teacher_ppl_token"])
+    own, teachers = formats.number(row["ppl_token"]), formats.number(row["teacher_ppl_token"])
     change = "lower" if row["ppl_ratio"] < 1 else "higher" if row["ppl_ratio"] > 1 else "the same"
-    kl = words.plus_minus(row["kl"], row["kl_se"])
+    kl = formats.plus_minus(row["kl"], row["kl_se"])
     return (
-        f"{control}, the teacher itself trained on {words.millions(row['tokens'])} tokens: perplexity {own} per token "
-        f"against {teachers} before, {change} ({words.times(row['ppl_ratio'])}), at KL {kl} to it."
+        f"{control}, the teacher itself trained on {formats.millions(row['tokens'])} tokens: perplexity {own} per "
+        f"token against {teachers} before, {change} ({formats.times(row['ppl_ratio'])}), at KL {kl} to it."
     )
 
 
@@ -91,9 +91,9 @@ def _drawn_anew(context: Context, control: str) -> str:
     lower = [kl for kl in others if own.clearly_above(kl)]
     higher = [kl for kl in others if kl.clearly_above(own)]
     return (
-        f"{control}, softmax with attention weights drawn anew: KL {words.estimate(own)} after its "
+        f"{control}, softmax with attention weights drawn anew: KL {formats.estimate(own)} after its "
         f"training; by more than {STANDARD_ERRORS} standard errors {len(lower)} of "
-        f"{words.plural(len(others), 'variant')} that compete end closer to the teacher, {len(higher)} farther off."
+        f"{formats.plural(len(others), 'variant')} that compete end closer to the teacher, {len(higher)} farther off."
     )
 
 
@@ -103,11 +103,11 @@ def _budgets(context: Context) -> list[str]:
     for key, what in (("tokens", "training tokens"), ("train", "weights that train")):
         groups = context.ranked[key].dropna().groupby(context.ranked[key])
         if len(groups) > 1:
-            parts = [f"{words.listing(g.index)}: {v if key == 'train' else words.count(v)}" for v, g in groups]
+            parts = [f"{formats.listing(g.index)}: {v if key == 'train' else formats.count(v)}" for v, g in groups]
             out.append(f"Budgets were not equal, {what} differ: {'; '.join(parts)}.")
     tokens = context.ranked["tokens"].dropna()
     if not out and len(tokens):
-        out.append(f"Equal budget: {words.count(tokens.iloc[0])} training tokens each.")
+        out.append(f"Equal budget: {formats.count(tokens.iloc[0])} training tokens each.")
     if len(single := context.quality.index[context.quality["seeds"] == 1]):
         out.append(f"One run, no spread across seeds, errors over blocks alone: {context.names(single)}.")
     return out
@@ -120,7 +120,7 @@ def _dots(context: Context) -> Figure:
     for variant, row in shown.iterrows():
         name, known = context.name(str(variant)), Estimate(row["kl"], row["kl_se"])
         low, high = known.interval
-        notes = [f"mean of {words.plural(int(row['seeds']), 'run')}"]
+        notes = [f"mean of {formats.plural(int(row['seeds']), 'run')}"]
         own = context.evaluated[context.evaluated["variant"] == variant]
         runs = context.series(variant, own["kl_forward"], [name] * len(own), notes=[f"seed {s}" for s in own["seed"]])
         runs.style, runs.line = Style(runs.style.colour, "tick"), False
@@ -130,7 +130,7 @@ def _dots(context: Context) -> Figure:
     return Figure(
         name="quality",
         title="KL of every variant",
-        alt=f"KL with its interval for {words.listing(names)}.",
+        alt=f"KL with its interval for {formats.listing(names)}.",
         caption=f"The {context.params.split} split. Marks: mean over seeds with a 95 % interval (blocks and seeds); "
         f"ticks: single runs.{off_scale(context.quality)}",
         views=one_view(Panel("", Axis(KL, log=True), Axis("", categories=names), series)),

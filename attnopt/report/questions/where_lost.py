@@ -5,7 +5,7 @@ import pandas as pd
 
 from attnopt.report.context import KL, ZERO, Context
 from attnopt.report.data import summary
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, Series, View, one_view, ordered, row_height, ticks
 from attnopt.report.parts.tables import Table, column, variant_column
 from attnopt.statistics import margin
@@ -72,8 +72,8 @@ def _recall(by_class: pd.DataFrame) -> list[str]:
         return []
     most, least = (found.loc[name] for name in (found["kl"].idxmax(), found["kl"].idxmin()))
     top, (more, less) = found.iloc[0], (int((found["low"] > 1).sum()), int((found["high"] < 1).sum()))
-    ratio = f"{words.times(top['ratio'])} {words.interval(top['low'], top['high'])}"
-    kl = [f"**{row.name}** ({words.plus_minus(row['kl'], row['kl_se'])})" for row in (most, least)]
+    ratio = f"{formats.times(top['ratio'])} {formats.interval(top['low'], top['high'])}"
+    kl = [f"**{row.name}** ({formats.plus_minus(row['kl'], row['kl_se'])})" for row in (most, least)]
     return [
         f"Associative recall, the predicted pair of tokens seen before in the block: KL there is highest for {kl[0]}, "
         f"lowest for {kl[1]}. It is above that on new tokens for {more} of {len(found)} variants, below it for {less}; "
@@ -96,16 +96,16 @@ def _worst_layer(by_layer: pd.DataFrame) -> list[str]:
     worst = by_layer.loc[by_layer.groupby("variant", sort=False)["mean"].idxmax(), "layer"]
     counts = ("layer " + worst.astype(int).astype(str)).value_counts()
     top = by_layer.loc[by_layer["mean"].idxmax()]
-    span = "" if top["min"] == top["max"] else f" {words.interval(top['min'], top['max'])} over seeds"
+    span = "" if top["min"] == top["max"] else f" {formats.interval(top['min'], top['max'])} over seeds"
     return [
         f"Layer by layer on the teacher's own inputs, the error is largest in {_counts(counts, len(worst))}; largest "
-        f"of all is {top['variant']}'s in layer {int(top['layer'])}, {words.number(top['mean'])}{span} of the output's "
-        "power."
+        f"of all is {top['variant']}'s in layer {int(top['layer'])}, {formats.number(top['mean'])}{span} of the "
+        "output's power."
     ]
 
 
 def _counts(counts: pd.Series, of: int) -> str:
-    return words.listing(f"{name} for {n} of {of} variants" for name, n in counts.items())
+    return formats.listing(f"{name} for {n} of {of} variants" for name, n in counts.items())
 
 
 def _wide(context: Context, rows: pd.DataFrame, across: str, value: str, name: str, title: str) -> Table:
@@ -113,7 +113,7 @@ def _wide(context: Context, rows: pd.DataFrame, across: str, value: str, name: s
     return Table(
         name=name,
         title=title,
-        columns=[variant_column(context.name), *(column(str(k), str(k), words.number) for k in frame.columns[1:])],
+        columns=[variant_column(context.name), *(column(str(k), str(k), formats.number) for k in frame.columns[1:])],
         frame=frame,
         command="dvc repro evaluate",
         note="Means over seeds.",
@@ -135,7 +135,7 @@ def _class_figure(context: Context, by_class: pd.DataFrame) -> Figure:
     return Figure(
         name="classes",
         title="KL by class of the predicted token",
-        alt=f"KL on every class of tokens for {words.listing(names)}.",
+        alt=f"KL on every class of tokens for {formats.listing(names)}.",
         caption=f"The {context.params.split} split, mean over seeds with a 95 % interval (blocks and seeds). By "
         "frequency: in the train split. By context: whether the predicted pair of tokens, the token alone or neither "
         "was seen before in the block.",

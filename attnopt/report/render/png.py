@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from attnopt.report.parts import formats as words
+from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Heat, Panel, Series, Style
 
 MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v", "hexagon": "h"}
@@ -104,7 +104,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _tick(value: float) -> str:
-    return words.length(value) if value >= 1000 else f"{value:g}"
+    return formats.length(value) if value >= 1000 else f"{value:g}"
 
 
 def _series(axes: Axes, series: Series, y: Sequence[float], named: bool) -> None:
@@ -137,5 +137,5 @@ def _heat(axes: Axes, heat: Heat) -> None:
     axes.set_yticks(range(0, len(heat.y), math.ceil(len(heat.y) / 9)), heat.y[:: math.ceil(len(heat.y) / 9)])
     if len(heat.x) <= 12:
         for (row, column), value in np.ndenumerate(values):
-            axes.text(column, row, words.number(float(value), 2), ha="center", va="center", fontsize=7,
+            axes.text(column, row, formats.number(float(value), 2), ha="center", va="center", fontsize=7,
                       color="white" if abs(value) > 0.6 * top else "#1c2127")  # fmt: skip
