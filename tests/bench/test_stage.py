@@ -77,7 +77,7 @@ def test_the_stage_writes_a_record_of_both_levels(project):
         for p in ("prefill", "decode", "train")[: 3 if n <= 16 else 2]
         for s in ("variant", "softmax")
     }
-    assert len(made["key"]) == 32
+    assert len(made["key"]) == 64
     assert {m["outcome"] for m in rows.values()} == {"ok"}
     assert all(len(m["samples"]) == 2 for m in rows.values())
     cls = mechanisms.load_mechanism("window")
