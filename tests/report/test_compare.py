@@ -123,6 +123,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, content, message):
         runs.read_run(str(tmp_path), QUICK)
 
 
+def test_a_record_that_does_not_fit_is_named_by_its_run_and_its_place_there(sweep, tmp_path):
+    other = shutil.copytree(sweep / "64", tmp_path / "other")
+    path = other / "results/evaluate/masks/0/record.json"
+    path.write_text(path.read_text().replace('"jsd"', '"js"', 1))
+    with pytest.raises(UserError) as refused:
+        runs.read_run(str(other), QUICK)
+    place = path.relative_to(other)
+    assert str(refused.value).startswith(f"{other}: {place}: 'splits.valid.jsd' is missing: run `dvc repro evaluate`")
+
+
 def command(folder: Path, *arguments: str) -> tuple[int, str]:
     code = "from attnopt.cli import main; main()"
     found = subprocess.run(

@@ -72,7 +72,10 @@ def _run(source: str, root: Path, report: ReportParams) -> Run:
         raise UserError(f"{source}: its params.yaml names no variants") from None
     if not any(root.glob("results/*/**/record.json")):
         raise UserError(f"{source}: it has no results; run `dvc repro` there first")
-    found = read_records(root, variants, report, settings.get("controls") or None)
+    try:
+        found = read_records(root, variants, report, settings.get("controls") or None)
+    except UserError as error:
+        raise UserError(f"{source}: {str(error).replace(f'{root}/', '')}") from None
     return Run(source, flat(settings), Context.of(found, report))
 
 
