@@ -33,6 +33,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from attnopt import mechanisms
 from attnopt.core.machine import environment
+from attnopt.records.teacher import StoredSplit
 from attnopt.student import build as students
 from attnopt.targets import store as cache
 from attnopt.targets.dataset import Dataset
@@ -71,7 +72,10 @@ def make(shape: str, mechanism: str, precision: Any, accumulate: int) -> tuple[D
     folder = Path(tempfile.mkdtemp(prefix="attnopt-"))
     atexit.register(shutil.rmtree, folder)
     with torch.no_grad():
-        cached = cache.Stored(folder, cache.write_store(folder, len(blocks), batch, encode))
+        parts = cache.write_store(folder, len(blocks), batch, encode)
+    size = sum(part.bytes for part in parts)
+    entry = StoredSplit(form="hidden", bytes_per_token=size / blocks.size, blocks=len(blocks), bytes=size, parts=parts)
+    cached = cache.Stored(folder, entry)
     dataset = Dataset(teacher, dict.fromkeys(("train", "valid"), blocks), dict.fromkeys(("train", "valid"), cached))
     cls = mechanisms.load_mechanism(mechanism)
     variant = Variant(
