@@ -137,7 +137,7 @@ def mechanisms() -> None:
 @app.command()
 def conform(target: Annotated[str, typer.Argument(help="A mechanism's name, or module:Class of your own.")]) -> None:
     """Run the conformance suite on a mechanism and print its table of checks."""
-    from attnopt.conformance import main as check
+    from attnopt.conformance import check_target as check
 
     if not check(target):
         raise typer.Exit(1)

@@ -5,6 +5,6 @@
 """
 
 from attnopt.conformance.causal import leak
-from attnopt.conformance.suite import CHECKS, Result, check, conform_table, main, resolve
+from attnopt.conformance.suite import CHECKS, Result, check, check_target, conform_table, resolve
 
-__all__ = ["CHECKS", "Result", "check", "conform_table", "leak", "main", "resolve"]
+__all__ = ["CHECKS", "Result", "check", "check_target", "conform_table", "leak", "resolve"]

@@ -126,7 +126,7 @@ def conform_table(results: list[Result]) -> str:
     return "\n".join([f"{'check':<12} {'':<5} {'worst':>8}", *lines])
 
 
-def main(target: str) -> bool:
+def check_target(target: str) -> bool:
     """Print the table of a mechanism, given as a kind or module:Class, for each of its option sets.
 
     Returns: whether every check that applies passed. Raises: UserError where there is no such mechanism.

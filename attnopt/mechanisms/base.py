@@ -21,9 +21,9 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from attnopt.core.section import Section
 from attnopt.mechanisms.shared.states import Rows, State, measured_bytes, one_row, select_rows
 
 __all__ = [
@@ -106,14 +106,12 @@ SHORT = 192
 """Tokens up to which a (T, T) matrix of weights is less work on a CPU than the forms that stream."""
 
 
-class MechanismOptions(BaseModel):
+class MechanismOptions(Section):
     """Base of a mechanism's options, which are a section of params.yaml.
 
     A field's docstring is its help in `attnopt mechanisms`. Options are frozen and passed by keyword, an unknown key is
     refused, and the defaults of all fields together must make a mechanism that runs.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Mechanism(nn.Module):

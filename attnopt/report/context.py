@@ -64,9 +64,9 @@ class Context:
     @cached_property
     def costs(self) -> dict[int, pd.DataFrame]:
         """What every variant costs at these lengths, as `summary.cost` or `extrapolation.cost` has it."""
-        found = {length: summary.cost(self.records, length) for length in self.measured}
+        found = {length: summary.cost_at(self.records, length) for length in self.measured}
         for length in self.extrapolated:
-            cost = extrapolation.cost(self.records, length, self.params.resamples)
+            cost = extrapolation.extrapolated_cost(self.records, length, self.params.resamples)
             found[length] = cost.assign(**{EXTRAPOLATED: formats.listing(self.basis.lengths if self.basis else [])})
         return dict(sorted(found.items()))
 

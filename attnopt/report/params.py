@@ -2,18 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from attnopt.core.section import Positive, Section
 
 
-class ReportParams(BaseModel):
+class ReportParams(Section):
     """The `report` section of params.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     title: Annotated[str, Field(min_length=1)] = "What can replace softmax attention?"
     split: Literal["test", "valid"] = "test"
     """The split that quality is read from."""
-    lengths: list[Annotated[int, Field(ge=1)]] = []
+    lengths: list[Positive] = Field(default=[])
     """Context lengths, in tokens, to choose a variant for; empty: the longest measured.
 
     One that is up to 8 times the longest measured is extrapolated, and called that."""

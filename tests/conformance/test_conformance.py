@@ -88,7 +88,7 @@ def test_exception_in_a_mechanism_is_a_failed_check():
 
 def test_main_prints_a_table_and_returns_the_verdict(capsys, monkeypatch):
     monkeypatch.setattr("attnopt.conformance.suite.CHECKS", {"ones": conformance.CHECKS["ones"]})
-    assert conformance.main("softmax")
+    assert conformance.check_target("softmax")
     assert "ones         pass" in capsys.readouterr().out
 
 
@@ -107,7 +107,7 @@ def test_users_class_is_found_in_the_working_directory(tmp_path, capsys, monkeyp
     checks = {name: conformance.CHECKS[name] for name in ("causality", "ones")}
     monkeypatch.setattr("attnopt.conformance.suite.CHECKS", checks)
     path = list(sys.path)
-    assert not conformance.main("my_module:Zero")
+    assert not conformance.check_target("my_module:Zero")
     assert sys.path == path
     printed = capsys.readouterr().out
     assert "ones         FAIL" in printed
@@ -126,7 +126,7 @@ def test_users_class_is_found_in_the_working_directory(tmp_path, capsys, monkeyp
 )
 def test_bad_target(target: str, message: str):
     with pytest.raises(UserError, match=message) as caught:
-        conformance.main(target)
+        conformance.check_target(target)
     assert "\n" not in str(caught.value)
 
 

@@ -71,7 +71,7 @@ def test_planted_costs_are_found_beyond_the_lengths_measured(far):
 
 
 def test_what_failed_at_the_longest_length_is_not_extrapolated(context):
-    found = extrapolation.cost(context.records, 32768, 100)
+    found = extrapolation.extrapolated_cost(context.records, 32768, 100)
     assert set(fake.VARIANTS) - set(found.index) == {"performer_bidirectional"}, "it ran out of memory there"
 
 

@@ -34,7 +34,7 @@ def test_costs_stand_beside_softmax_of_the_same_run(context):
     rows = context.records.bench
     rows = rows[(rows["level"] == "model") & (rows["phase"] == "decode") & (rows["length"] == 512)]
     rows = rows[rows["variant"] == "nsa"].set_index("subject")["median"]
-    found = summary.cost(context.records, 512).loc["nsa"]
+    found = summary.cost_at(context.records, 512).loc["nsa"]
     assert found["decode_ms"] == rows["variant"]
     assert found["decode_ms_ratio"] == pytest.approx(rows["variant"] / rows["softmax"])
     assert found["state_ratio"] == pytest.approx(0.5)
@@ -42,7 +42,7 @@ def test_costs_stand_beside_softmax_of_the_same_run(context):
 
 
 def test_a_length_that_only_the_operation_has_is_read_from_it(context):
-    found = summary.cost(context.records, 16384)
+    found = summary.cost_at(context.records, 16384)
     assert set(found["level"]) == {"operation"}
     assert "performer_bidirectional" not in found.index, "it ran out of memory there"
 

@@ -46,7 +46,7 @@ def test_without_the_whole_on_the_same_blocks_nothing_is_said(context):
 
 
 def test_features_are_enough_where_the_kl_stops_falling(context):
-    drawn = draws.table(context)
+    drawn = draws.draws_table(context)
     own = drawn[drawn["variant"] == "performer"]
     assert draws.enough(own) == (64, pytest.approx(0.02, rel=0.5))
     assert "from **64** on it no longer falls" in draws.sentences(own)[0]
@@ -107,7 +107,7 @@ def test_one_draw_of_each_has_no_spread(context):
 
 def test_draws_of_few_variants_have_a_wider_interval(context):
     """Half the draws: a spread estimated on fewer, a mean over fewer."""
-    drawn = draws.table(context)
+    drawn = draws.draws_table(context)
     _, _, ratio, low, high = draws._change(drawn)
     _, _, _, lower, higher = draws._change(drawn[drawn["variant"] == "performer"])
     assert low < ratio < high
@@ -192,5 +192,5 @@ def test_no_probes_no_claims(context):
     assert "Not from this run" in asked(bare, "branches").short
     assert probes.sentences(bare) == []
     assert probes.figures(bare) == []
-    assert draws.figures(bare, draws.table(bare)) == []
+    assert draws.figures(bare, draws.draws_table(bare)) == []
     assert pruning.tables(bare, "masks") == []

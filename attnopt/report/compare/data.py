@@ -63,7 +63,7 @@ class Comparison:
         for i, run in enumerate(self.runs):
             part = run.context.quality.reindex(columns=["kl", "kl_se", "ppl_ratio", "role"])
             if self.length is not None:
-                part = part.join(summary.cost(run.context.records, self.length), how="outer")
+                part = part.join(summary.cost_at(run.context.records, self.length), how="outer")
             part = part.reindex(columns=[*part.columns, *(c for c in COSTS if c not in part)])
             part["role"] = [run.context.records.role(str(v)) for v in part.index]
             parts.append(part.rename_axis("variant").reset_index().assign(run=i, label=self.labels[i]))
@@ -102,7 +102,7 @@ class Comparison:
         best = ranked.loc[ranked["kl"].idxmin()]
         alike = ranked[(ranked["variant"] == best["variant"]) & (ranked["kl"] == best["kl"])]
         where = "the same in every run" if len(alike) == len(self.runs) > 1 else f"with {best['label']}"
-        return f"{start} The lowest KL of a candidate is **{best['variant']}**’s {kl(best)}, {where}."
+        return f"{start} The lowest KL of a candidate is **{best['variant']}**’s {kl_words(best)}, {where}."
 
     @property
     def sentences(self) -> list[str]:
@@ -156,7 +156,9 @@ def _told(variant: str, rows: pd.DataFrame, runs: int, length: int | None) -> st
     if rows["kl"].nunique() > 1:
         low, high = rows.loc[rows["kl"].idxmin()], rows.loc[rows["kl"].idxmax()]
         difference = Estimate(high["kl"], high["kl_se"]).minus(Estimate(low["kl"], low["kl_se"]))
-        parts.append(f"KL is lowest with {low['label']}, {kl(low)}, and highest with {high['label']}, {kl(high)}")
+        parts.append(
+            f"KL is lowest with {low['label']}, {kl_words(low)}, and highest with {high['label']}, {kl_words(high)}"
+        )
         if difference.error > 0:
             beyond = f"{'more than' if difference.clearly_above(0.0) else 'within'} {STANDARD_ERRORS} standard errors"
             parts[-1] += f"; the difference, {formats.estimate(difference)}, is {beyond}"
@@ -172,7 +174,7 @@ def _told(variant: str, rows: pd.DataFrame, runs: int, length: int | None) -> st
     return f"**{variant}**: {'. '.join(part[0].upper() + part[1:] for part in parts)}." if parts else ""
 
 
-def kl(row: Any) -> str:
+def kl_words(row: Any) -> str:
     """A row's KL with its standard error."""
     return formats.plus_minus(row["kl"], row["kl_se"])
 

@@ -9,7 +9,7 @@ import pandas as pd
 from attnopt.core.errors import UserError
 from attnopt.core.files import written_aside
 from attnopt.report.compare import runs
-from attnopt.report.compare.data import Comparison, kl, shown
+from attnopt.report.compare.data import Comparison, kl_words, shown
 from attnopt.report.context import KL, LEVELS
 from attnopt.report.params import ReportParams
 from attnopt.report.parts import formats
@@ -108,7 +108,7 @@ def _results(comparison: Comparison) -> Table:
         columns=[
             variant_column(lambda variant: f"{variant} (leaks)" if variant in leaks else variant),
             column("run", "label", kind="text"),
-            Column("KL", kl),
+            Column("KL", kl_words),
             column("perplexity over teacher's", "ppl_ratio", formats.times),
             column(f"decode{at}, ms", "decode_ms", formats.number),
             column(f"prefill{at}, ms", "prefill_ms", formats.number),

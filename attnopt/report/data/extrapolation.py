@@ -42,7 +42,7 @@ def lengths(records: Records, wanted: Iterable[int]) -> list[int]:
     return sorted({n for n in wanted if found.longest < n <= REACH * found.longest} - measured)
 
 
-def cost(records: Records, length: int, resamples: int = 1000) -> pd.DataFrame:
+def extrapolated_cost(records: Records, length: int, resamples: int = 1000) -> pd.DataFrame:
     """As `summary.cost`, at one of `lengths`: 95 % intervals in place of quartiles, and no peaks of memory.
 
     Columns: prefill_ms, decode_ms, prefill_ms_ratio, decode_ms_ratio, each with .._low and .._high, bootstrapped

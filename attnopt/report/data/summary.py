@@ -89,7 +89,7 @@ def highlighted(records: Records, wanted: list[int]) -> list[int]:
     return sorted(chosen or {max(lengths) for lengths in every if lengths})
 
 
-def cost(records: Records, length: int) -> pd.DataFrame:
+def cost_at(records: Records, length: int) -> pd.DataFrame:
     """One row per variant at a length, in the order of params.yaml; an empty cell for what was not measured.
 
     Columns: prefill_ms and decode_ms with .._q1, .._q3, .._baseline (softmax's) and .._ratio; state (bytes when

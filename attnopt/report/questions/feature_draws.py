@@ -11,7 +11,7 @@ from attnopt.report.parts.figures import Axis, Figure, Panel, Style, one_view, t
 from attnopt.statistics import pooled_deviation, student_t
 
 
-def table(context: Context) -> pd.DataFrame:
+def draws_table(context: Context) -> pd.DataFrame:
     """variant, features, draw, seed and kl of every draw of the variants that compete."""
     rows = context.records.features.rename(columns={"kl_forward": "kl"})
     return rows.loc[rows["variant"].isin(context.records.candidates), ["variant", "features", "seed", "draw", "kl"]]

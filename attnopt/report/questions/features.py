@@ -16,7 +16,7 @@ SOURCES = {"data_seed": "features, the order of data fixed", "features_seed": "o
 
 
 def answer(context: Context) -> Answer:
-    table, drawn = _runs(context), draws.table(context)
+    table, drawn = _runs(context), draws.draws_table(context)
     if not len(table) and not len(drawn):
         return absent(SLUG, QUESTION, "no variant with random features was trained and evaluated")
     several = table["features"].nunique() > 1
