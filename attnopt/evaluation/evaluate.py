@@ -32,11 +32,7 @@ def evaluate_students(jobs: Sequence[Job], teacher: TeacherParams, params: Evalu
     for job in jobs:
         student = load_student(job.student, dataset.teacher.device)
         EvaluateRecord(
-            variant=job.card.variant,
-            kind=job.card.kind,
-            control=job.card.control,
-            seed=job.card.seed,
-            key=job.key,
+            **job.whose,
             environment=Environment(**environment()),
             splits={split: _measure(student, dataset, split, params, job.student) for split in HELD_OUT},
             checkpoints=_checkpoints(job, dataset, params),

@@ -31,11 +31,7 @@ def sample_students(jobs: Sequence[Job], teacher: TeacherParams, params: SampleP
     for job in progress_bar(jobs, name="sample", unit="student"):
         kept = checkpoints(job.student).items()
         SampleRecord(
-            variant=job.card.variant,
-            kind=job.card.kind,
-            control=job.card.control,
-            seed=job.card.seed,
-            key=job.key,
+            **job.whose,
             environment=Environment(**environment()),
             settings=params.model_dump(exclude={"prompts"}),
             samples=samples_of(job.student),

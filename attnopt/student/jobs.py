@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from attnopt.core.code import code_digest
 from attnopt.core.errors import UserError
@@ -29,6 +30,12 @@ class Job:
     @property
     def record(self) -> Path:
         return self.out / "record.json"
+
+    @property
+    def whose(self) -> dict[str, Any]:
+        """What every record says of its student."""
+        card = self.card
+        return {"variant": card.variant, "kind": card.kind, "control": card.control, "seed": card.seed, "key": self.key}
 
 
 def students_of(variant: str) -> list[Path]:
