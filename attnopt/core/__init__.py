@@ -1,0 +1,1 @@
+"""The ground that every other chapter stands on: files, errors, devices, keys, checkpoints."""

@@ -1,0 +1,1 @@
+"""The corpus: documents from a source, cut into blocks of tokens."""

@@ -1,0 +1,1 @@
+"""Evaluation: students against the teacher on held-out text, and what they write."""

@@ -1,5 +1,6 @@
 """What every record shares: it is typed and versioned, and what does not fit is named by file and key."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,7 +13,8 @@ Control = Literal["leaks"]
 
 
 class Row(BaseModel):
-    """A part of a record: frozen, every key required unless it has a default, unknown keys refused."""
+    """A part of a record: frozen, unknown keys refused, and every key must be there when it is read: a default serves
+    those who write, and would be an empty cell to those who read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,9 +44,12 @@ class Record(Row):
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise UserError(f"{path}: its format is {found!r}, this version reads {known}: {cls._again()}")
         try:
-            return cls.model_validate(content)
+            record = cls.model_validate(content)
         except ValidationError as error:
             raise UserError(f"{path}: {first_misfit(error)}: {cls._again()}") from None
+        for key in _absent(record):
+            raise UserError(f"{path}: '{key}' is missing: {cls._again()}")
+        return record
 
     def write(self, path: str | Path) -> None:
         """To a neighbour that is renamed."""
@@ -95,3 +100,16 @@ def first_misfit(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'"
     return f"'{key}' is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _absent(content: Any, prefix: str = "") -> Iterator[str]:
+    """The keys that a record's file did not have, with their place: measurements.0.median."""
+    if isinstance(content, BaseModel):
+        for key in type(content).model_fields:
+            if key in content.model_fields_set:
+                yield from _absent(getattr(content, key), f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}"
+    elif isinstance(content, dict | list):
+        for place, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _absent(value, f"{prefix}{place}.")

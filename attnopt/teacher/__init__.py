@@ -1,0 +1,1 @@
+"""The teacher: the frozen original, its head, and text sampled from it."""

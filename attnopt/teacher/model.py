@@ -4,8 +4,10 @@ Its final hidden states are all that is needed of it: hidden @ W_head is the exa
 token instead of V (for GPT-2: 1.5 KB instead of 100 KB).
 """
 
+import contextlib
 import hashlib
 import importlib.util
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,20 +32,35 @@ def load_teacher(params: TeacherParams, model: bool = True) -> tuple[Any, Any]:
     Raises: UserError naming the key where the source is missing, cannot be reached or is no causal language model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # ours shows what takes long
     where, options = _locate(params)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
         if not model:
             return None, tokenizer
-        dtype = getattr(torch, params.dtype)
-        net = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+        with without_loading_bars():
+            net = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, params.dtype), **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"teacher.source {params.source}: {_name(params)} cannot be loaded: {reason}") from None
     return fused(net.eval().requires_grad_(False)), tokenizer
+
+
+@contextlib.contextmanager
+def without_loading_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars, and that of its reader of .gguf files, out of ours; for a while."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+    from transformers.utils import logging
+
+    shown, bar = logging.is_progress_bar_enabled(), reader.tqdm
+    logging.disable_progress_bar()
+    reader.tqdm = lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
+        if shown:
+            logging.enable_progress_bar()
 
 
 def fused(model: Any) -> Any:

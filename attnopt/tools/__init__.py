@@ -1,0 +1,1 @@
+"""Tools of the command line beside the stages."""

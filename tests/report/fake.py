@@ -245,6 +245,7 @@ def _bench(name: str) -> BenchRecord:
         control=_control(name),
         key="k",
         machine="default",
+        hardware="Example CPU 9000, 2 cores, 16 GiB",
         environment=BenchEnvironment(**ENVIRONMENT.model_dump(), dtype="float32", load_before=0.1),
         measurements=rows + _further(rng),
     )

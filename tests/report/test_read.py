@@ -102,7 +102,7 @@ def test_a_key_that_is_not_there_is_named_with_its_file(root, kind, place):
     for key in keys:
         change(path, lambda record, key=key: at(record, place).pop(key))
         with pytest.raises(UserError) as refused:
-            files.read_whole(kinds[kind], path)
+            kinds[kind].read(path)
         missing = "its format is None" if dotted(place, key) == "format" else f"'{dotted(place, key)}' is missing"
         assert str(refused.value).startswith(f"{path}: {missing}"), key
         path.write_text(whole)

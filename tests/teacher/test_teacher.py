@@ -78,3 +78,16 @@ def test_gpt2s_own_tokenizer_gives_the_known_token_counts() -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(SHARED / "gpt2-tokenizer"))
     text = (SHARED / "wikitext-2" / "test.txt").read_text(encoding="utf-8")
     assert len(tokenizer(text, verbose=False)["input_ids"]) == 295_877
+
+
+def test_loaders_show_no_progress_bars_of_their_own(capsys: pytest.CaptureFixture) -> None:
+    from transformers import modeling_gguf_pytorch_utils as reader
+    from transformers.utils import logging
+
+    bar, shown = reader.tqdm, logging.is_progress_bar_enabled()
+    with teacher.without_loading_bars():
+        assert list(reader.tqdm([1, 2], desc="Converting")) == [1, 2]
+        assert list(logging.tqdm([1, 2], desc="Loading")) == [1, 2]
+    assert capsys.readouterr().err == ""
+    assert reader.tqdm is bar
+    assert logging.is_progress_bar_enabled() == shown

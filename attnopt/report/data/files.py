@@ -1,13 +1,10 @@
 """A run's files on disk, read as the records that the stages wrote: nothing is filled in, nothing is guessed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel
-
-from attnopt.core.errors import UserError
 from attnopt.records.base import Record
 from attnopt.records.bench import BenchRecord
 from attnopt.records.distill import CoefficientRow, DistillRecord, HistoryRow, read_rows
@@ -75,17 +72,6 @@ def training_of(found: Found[DistillRecord]) -> Training:
     )
 
 
-def read_whole(kind: type[R], path: Path) -> R:
-    """As `kind.read`, and every key must be there: one with a default would otherwise be an empty cell.
-
-    Raises: UserError naming the file and the key.
-    """
-    record = kind.read(path)
-    for key in _absent(record):
-        raise UserError(f"{path}: '{key}' is missing: run `dvc repro {kind.stage}` again")
-    return record
-
-
 def _per_seed(root: Path, variants: Mapping[str, str], kind: type[R]) -> list[Found[R]]:
     """The records of every seed of every variant that has one."""
     found = []
@@ -101,18 +87,4 @@ def _per_seed(root: Path, variants: Mapping[str, str], kind: type[R]) -> list[Fo
 def _there(kind: type[R], folder: Path) -> list[R]:
     """A folder's record, where there is one."""
     path = folder / "record.json"
-    return [read_whole(kind, path)] if path.is_file() else []
-
-
-def _absent(content: Any, prefix: str = "") -> Iterable[str]:
-    """The keys of a record that its file did not have, with their place: measurements.0.median."""
-    if isinstance(content, BaseModel):
-        for key in type(content).model_fields:
-            if key in content.model_fields_set:
-                yield from _absent(getattr(content, key), f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}"
-    elif isinstance(content, dict | list):
-        pairs: Iterable[tuple[Any, Any]] = content.items() if isinstance(content, dict) else enumerate(content)
-        for place, value in pairs:
-            yield from _absent(value, f"{prefix}{place}.")
+    return [kind.read(path)] if path.is_file() else []

@@ -106,8 +106,8 @@ def read_records(
     settings = root / "params.yaml"
     return Records(
         variants=dict(variants),
-        corpus=files.read_whole(CorpusManifest, root / "data/corpus/manifest.json"),
-        teacher=files.read_whole(TeacherManifest, root / "data/teacher/manifest.json"),
+        corpus=CorpusManifest.read(root / "data/corpus/manifest.json"),
+        teacher=TeacherManifest.read(root / "data/teacher/manifest.json"),
         settings=settings.read_text(encoding="utf-8") if settings.is_file() else "",
         runs=tables.runs(trained),
         phases=tables.phases(trained),
