@@ -209,6 +209,7 @@ def test_one_stages_records_alone_make_a_page(tmp_path, stage):
     assert "Not from this run" in (tmp_path / "reports/index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_no_model_library_is_loaded_by_the_stage(tmp_path):
     """Not only at the import: the whole stage runs, writes every file, and neither of them is there."""
     chosen = fake.write(tmp_path, ["softmax", "masks", "performer"])
