@@ -220,7 +220,9 @@ def test_inside_a_copied_checkout_the_copy_runs(tmp_path: Path) -> None:
     assert out.stdout.strip() == "the copy speaks", out.stderr
 
 
-@pytest.mark.parametrize("command", ["tokenize", "cache-logits", "distill", "evaluate", "sample", "machine", "bench", "report"])
+@pytest.mark.parametrize(
+    "command", ["tokenize", "cache-logits", "distill", "evaluate", "sample", "machine", "bench", "report"]
+)
 def test_every_stage_is_a_subcommand(command: str) -> None:
     from typer.main import get_command
 

@@ -86,7 +86,7 @@ def test_exception_in_a_mechanism_is_a_failed_check():
     (result,) = conformance.check(Broken, only=["ones"])
     assert result.passed is False
     assert "RuntimeError: no kernel" in result.detail
-    assert "test_conformance.py" in result.detail
+    assert "test_suite.py" in result.detail
 
 
 def test_main_prints_a_table_and_returns_the_verdict(capsys, monkeypatch):
