@@ -3,6 +3,7 @@
 import io
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ def sentences(seed: int, count: int) -> str:
         body = [rng.choice(WORDS[: rng.randint(4, len(WORDS))]) for _ in range(rng.randint(5, 12))]
         lines.append(f"{name} {' '.join(body)} and {name} .")
     return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests run in an empty folder: params.yaml, data, models and results of this checkout are the user's."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path_factory.mktemp("elsewhere"))
+        yield
 
 
 @pytest.fixture(scope="session")

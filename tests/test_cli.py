@@ -1,31 +1,86 @@
 """The command line: quick to start, and every mistake of the user's one line and exit code 2."""
 
+import gc
 import os
 import resource
 import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, Workspace
 
+from attnopt.cli import main
+
 RUN = [sys.executable, "-m", "attnopt.cli"]
 
 
-def attnopt(*arguments: str, **options: object) -> subprocess.CompletedProcess:
-    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([*RUN, *arguments], capture_output=True, text=True, env=env, timeout=200, **options)  # type: ignore[call-overload]
+@dataclass(frozen=True)
+class Ended:
+    """What a shell sees of a command that has ended."""
+
+    code: int
+    stdout: str
+    stderr: str
 
 
-def refused(expected: str, *arguments: str, code: int = 2, **options: object) -> None:
-    ended = attnopt(*arguments, **options)
-    assert ended.returncode == code, ended.stderr
+Command = Callable[..., Ended]
+Refused = Callable[..., None]
+
+
+@pytest.fixture
+def attnopt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Iterator[Command]:
+    """The command's entry point, called in this process with the arguments that a shell would give it."""
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    threshold = gc.get_threshold()
+
+    def call(*arguments: str) -> Ended:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["attnopt", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+
+    yield call
+    gc.set_threshold(*threshold)
+
+
+@pytest.fixture
+def refused(attnopt: Command) -> Refused:
+    """Call the command, and hold its end against what the user is to be told."""
+
+    def call(expected: str, *arguments: str) -> None:
+        check_refused(attnopt(*arguments), expected)
+
+    return call
+
+
+def check_refused(ended: Ended, expected: str, code: int = 2) -> None:
+    assert ended.code == code, ended.stderr
     line = ended.stderr.strip().split("\n")[-1]
     assert line.startswith("attnopt: ")
     assert expected in line
+    assert ended.stderr.count("attnopt: ") == 1
     assert "Traceback" not in ended.stderr
+
+
+def in_a_process(*arguments: str, **options: Any) -> Ended:
+    """The same command in a process of its own."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run([*RUN, *arguments], capture_output=True, text=True, env=env, timeout=200, **options)
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def seconds_of_processes() -> float:
+    """The processor's time that processes which this one started, and which have ended, took."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def test_help_starts_without_torch() -> None:
@@ -33,46 +88,76 @@ def test_help_starts_without_torch() -> None:
         "import sys, attnopt.cli; print([m for m in ('torch', 'transformers', 'pandas', 'gensim') if m in sys.modules])"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    started = time.process_time()
+    started = seconds_of_processes()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert out.stdout.strip() == "[]"
-    assert time.process_time() - started < 0.5
-    assert "distill" in attnopt("--help").stdout
+    assert seconds_of_processes() - started < 0.5
+    assert "distill" in in_a_process("--help").stdout
 
 
-def test_mistakes_in_params_are_refused_before_any_work(workspace: Workspace) -> None:
+@pytest.mark.slow
+def test_a_process_ends_with_one_line_and_exit_code_2(workspace: Workspace) -> None:
+    """The entry itself, which the tests below call in this process."""
+    workspace.set(distill={"stepz": 1})
+    check_refused(in_a_process("tokenize"), "unknown key 'distill.stepz' (did you mean 'steps'?)")
+    assert not Path("data").exists()
+
+
+def test_help_lists_the_stages(attnopt: Command) -> None:
+    ended = attnopt("--help")
+    assert ended.code == 0
+    assert "distill" in ended.stdout
+
+
+def test_mistakes_in_params_are_refused_before_any_work(workspace: Workspace, refused: Refused) -> None:
     workspace.set(distill={"stepz": 1})
     refused("unknown key 'distill.stepz' (did you mean 'steps'?)", "tokenize")
     assert not Path("data").exists()
 
 
-def test_an_unknown_variant_is_refused(workspace: Workspace) -> None:
+def test_an_unknown_variant_is_refused(workspace: Workspace, refused: Refused) -> None:
     refused("unknown variant 'performr'; known: softmax, none", "distill", "performr")
 
 
-def test_a_stage_without_its_inputs_says_what_to_run(workspace: Workspace) -> None:
+@pytest.mark.parametrize("stage", ["evaluate", "sample", "bench"])
+def test_an_unknown_variant_is_refused_before_anything_is_measured(
+    workspace: Workspace, refused: Refused, stage: str
+) -> None:
+    refused("unknown variant 'nope' (did you mean 'none'?); known: softmax, none", stage, "nope")
+    assert not Path("results").exists()
+
+
+def test_a_damaged_corpus_is_named(workspace: Workspace, refused: Refused) -> None:
+    workspace.run("tokenize", "cache-logits")
+    split = Path("data/corpus/train.npy")
+    split.write_bytes(split.read_bytes()[:-100])
+    refused("data/corpus/train.npy is damaged", "distill", "none")
+    assert not Path("models").exists()
+
+
+def test_a_stage_without_its_inputs_says_what_to_run(workspace: Workspace, refused: Refused) -> None:
     refused("data/corpus/manifest.json is missing: run `dvc repro`", "distill", "none")
 
 
-def test_a_gpu_that_is_not_there_is_named(workspace: Workspace) -> None:
+def test_a_gpu_that_is_not_there_is_named(workspace: Workspace, refused: Refused) -> None:
     workspace.run("tokenize", "cache-logits")
     workspace.set(distill={"device": "cuda"})
     refused("device: cuda was asked for, but torch sees no GPU", "distill", "none")
 
 
-def test_a_hub_out_of_reach_is_named(workspace: Workspace) -> None:
+def test_a_hub_out_of_reach_is_named(workspace: Workspace, refused: Refused) -> None:
     workspace.set(teacher={"source": "hub", "id": "openai-community/gpt2"})
     refused("teacher.source hub: openai-community/gpt2 cannot be loaded", "tokenize")
 
 
-def test_teachers_that_are_not_there_are_named(workspace: Workspace) -> None:
+def test_teachers_that_are_not_there_are_named(workspace: Workspace, refused: Refused) -> None:
     workspace.set(teacher={"path": "text"})
     refused("teacher.path: text is no model folder", "tokenize")
     workspace.set(teacher={"source": "gguf", "path": "no_such_package"})
     refused("'no_such_package' is neither a .gguf file nor an installed package", "tokenize")
 
 
-def test_an_architecture_that_cannot_be_swapped_is_named(workspace: Workspace) -> None:
+def test_an_architecture_that_cannot_be_swapped_is_named(workspace: Workspace, refused: Refused) -> None:
     from transformers import BloomConfig, BloomForCausalLM
 
     config = BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
@@ -85,10 +170,11 @@ def test_an_architecture_that_cannot_be_swapped_is_named(workspace: Workspace) -
     refused("BloomForCausalLM cannot be swapped: 0 of 2 layers", "distill", "none")
 
 
-def test_a_damaged_student_is_named(workspace: Workspace) -> None:
+def test_a_damaged_student_is_named(workspace: Workspace, refused: Refused) -> None:
     refused("models/none/0 is no student", "generate", "models/none/0", "--prompt", "x")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_written(workspace: Workspace) -> None:
     """Stands in for a full disk: writes beyond 40 KB fail, as they do on a device that is full."""
 
@@ -99,19 +185,22 @@ def test_a_full_disk_leaves_nothing_half_written(workspace: Workspace) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 
     workspace.run("tokenize")
-    refused("nothing was written", "cache-logits", code=1, preexec_fn=small_files)
+    check_refused(in_a_process("cache-logits", preexec_fn=small_files), "nothing was written", code=1)
     assert [p.name for p in Path("data").iterdir()] == ["corpus"]
 
 
-def test_generate_continues_a_prompt(workspace: Workspace) -> None:
+def test_generate_continues_a_prompt_and_refuses_an_empty_one(
+    workspace: Workspace, attnopt: Command, refused: Refused
+) -> None:
     workspace.run("tokenize", "cache-logits", "distill softmax")
     ended = attnopt("generate", "models/softmax/0", "--prompt", "Anna the king", "--new-tokens", "5")
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.stderr
     assert ended.stdout.startswith("Anna the king")
     assert len(ended.stdout.strip()) > len("Anna the king")
+    refused("the prompt '' has no token: a text to continue is needed", "generate", "models/softmax/0", "--prompt", "")
 
 
-def test_mechanisms_are_listed_with_source_growth_and_options() -> None:
+def test_mechanisms_are_listed_with_source_growth_and_options(attnopt: Command) -> None:
     listed = attnopt("mechanisms").stdout
     from attnopt import mechanisms
 
@@ -131,7 +220,9 @@ def test_inside_a_copied_checkout_the_copy_runs(tmp_path: Path) -> None:
     assert out.stdout.strip() == "the copy speaks", out.stderr
 
 
-@pytest.mark.parametrize("command", ["tokenize", "cache-logits", "distill", "evaluate", "sample", "bench", "report"])
+@pytest.mark.parametrize(
+    "command", ["tokenize", "cache-logits", "distill", "evaluate", "sample", "machine", "bench", "report"]
+)
 def test_every_stage_is_a_subcommand(command: str) -> None:
     from typer.main import get_command
 

@@ -7,6 +7,8 @@ from conftest import ROOT, Workspace
 
 from attnopt import settings as params
 from attnopt.core.errors import UserError
+from attnopt.mechanisms import MechanismOptions
+from attnopt.mechanisms.softmax import Softmax
 
 WRONG = {
     "misspelt section": ({"distil": {"steps": 3}}, "unknown key 'distil' (did you mean 'distill'?)"),
@@ -69,10 +71,24 @@ def test_a_variant_overrides_single_keys_of_the_budget(workspace: Workspace) -> 
     assert variant.layers == [1]
 
 
+@pytest.mark.parametrize("key", [*params.OF_EVERY_VARIANT, *params.SHARED])
+def test_an_option_named_like_a_key_of_every_section_is_refused(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Else the section's own key would take the value away from a user's mechanism, without a word."""
+    options = type("Options", (MechanismOptions,), {key: 1, "__annotations__": {key: int}})
+    mine = type("Mine", (Softmax,), {"kind": "mine", "Options": options})
+    monkeypatch.setattr("attnopt.mechanisms.load_mechanism", lambda kind: mine)
+    with pytest.raises(UserError, match=f"mechanism 'mine' has an option '{key}', which is a key of every") as caught:
+        params.load_settings()
+    assert "\n" not in str(caught.value)
+
+
 def test_numbers_are_read_as_yaml_1_2_writes_them(workspace: Workspace) -> None:
     workspace.params.write_text(workspace.params.read_text().replace("steps: 12", "steps: 12\n  lr: 1e-05"))
     assert params.load_settings().distill.lr == 1e-5
 
 
-def test_the_committed_params_are_valid() -> None:
-    assert params.load_settings(ROOT / "params.yaml").variants
+def test_the_default_study_is_valid_as_it_stands() -> None:
+    """The committed params.yaml is this very file; the one that lies in the project's folder is the user's."""
+    assert params.load_settings(ROOT / "studies/mini.yaml").variants

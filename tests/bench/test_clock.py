@@ -123,6 +123,7 @@ print(statistics.median(step() for _ in range(15)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told to keep memory")
 def test_kept_memory_costs_no_page_faults() -> None:
     """Once it has settled: the first arrays still find no hole of their size (glibc before 2.38 wants one with room)."""

@@ -97,6 +97,7 @@ def test_a_users_mistake_arrives_as_one():
         _both(_mistaken)
 
 
+@pytest.mark.slow
 def test_patience_is_from_one_report_to_the_next():
     with in_fresh_process(_slow, 60.0) as process:
         assert process.receive(PATIENT) == 1

@@ -15,6 +15,7 @@ from attnopt.statistics import fit_exponent
 from .toys import FEW, QUICK, FailsLater, Toy
 
 
+@pytest.mark.slow
 def test_a_known_sleep_is_measured_within_a_tenth():
     """A busy machine wakes a sleeper late, never early: the quickest sample is the ruler's own."""
     times = measure_latency([Toy("variant", seconds=0.1)], 1, QUICK)["prefill", "variant"]
@@ -22,6 +23,7 @@ def test_a_known_sleep_is_measured_within_a_tenth():
     assert min(times.samples) == pytest.approx(0.1, rel=0.1)
 
 
+@pytest.mark.slow
 def test_linear_and_quadratic_time_are_recovered():
     """By the quickest of the samples, of which short sleeps get more: a busy machine's delay weighs more on them."""
     lengths = [1, 2, 4]
@@ -50,6 +52,7 @@ def test_an_early_end_while_subjects_take_turns_is_the_outcome_of_them_all():
     assert set(found.values()) == {Times("out-of-memory")}
 
 
+@pytest.mark.slow
 def test_a_subject_that_hangs_is_over_time():
     params = FEW.model_copy(update={"max_seconds": 2.5})
     found = measure_latency([Toy("variant", fault="hangs"), Toy("softmax")], 1, params)
@@ -57,6 +60,7 @@ def test_a_subject_that_hangs_is_over_time():
     assert found["prefill", "softmax"].outcome == "ok"
 
 
+@pytest.mark.slow
 def test_a_slow_subject_is_over_time_with_the_samples_that_it_has():
     params = QUICK.model_copy(update={"max_seconds": 1.0})
     found = measure_latency([Toy("variant", seconds=0.4), Toy("softmax")], 1, params)

@@ -15,6 +15,7 @@ from attnopt.statistics import fit_exponent
 from .toys import MIB, QUICK, Cuda, FailsLater, Toy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mib", [4, 64])
 def test_a_known_allocation_is_measured_within_a_tenth(mib):
     """In the median of three: now and then a library takes memory of its own meanwhile."""

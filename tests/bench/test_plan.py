@@ -31,6 +31,7 @@ def _server() -> int:
         return process.receive(within=60.0)
 
 
+@pytest.mark.slow
 def test_a_planted_slow_mechanism_is_ranked_last():
     subjects = [Planted("slow", 0.05), Planted("softmax", 0.0), Planted("variant", 0.0)]
     found = run_bench([Plan("operation", subjects, [64])], QUICK.model_copy(update={"phases": ["prefill", "decode"]}))

@@ -13,6 +13,7 @@ from attnopt.bench import rulers
 from .toys import MIB, Cuda
 
 
+@pytest.mark.slow
 def test_sampled_resident_set_sees_a_block_that_is_gone_again(monkeypatch):
     monkeypatch.setattr(rulers, "_has_high_water_mark", lambda: False)
     before = rulers.resting()

@@ -31,6 +31,7 @@ def curve(command: list[str], **settings: str) -> pd.DataFrame:
 ALONE = [sys.executable, "-m", "attnopt.cli", "distill", "based"]
 
 
+@pytest.mark.slow
 def test_two_processes_follow_the_curve_of_one(prepared: Workspace) -> None:
     alone = curve(ALONE)
     prepared.set(distill={"processes": 2})
@@ -53,6 +54,7 @@ def test_two_processes_follow_the_curve_of_one(prepared: Workspace) -> None:
     pd.testing.assert_frame_equal(alone, launched, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_follows_the_curve_of_the_whole(prepared: Workspace) -> None:
     whole = curve(ALONE)
     prepared.set(distill={"accumulate": 4})

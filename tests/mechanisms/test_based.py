@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from teacher import DIM, build, teacher
 
 from attnopt.mechanisms.based import _taylor
+
+from .teacher import DIM, build, teacher
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5, 16])

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import teacher
 import torch
 
 from attnopt.conformance.memory import peak_bytes
@@ -11,6 +10,8 @@ from attnopt.mechanisms import Geometry, Inputs, load_mechanism
 from attnopt.mechanisms.base import measured_bytes
 from attnopt.mechanisms.shared import nsa_native as _nsa_native
 from attnopt.mechanisms.softmax import Softmax
+
+from . import teacher
 
 NSA = load_mechanism("nsa")
 

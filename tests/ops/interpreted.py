@@ -1,4 +1,4 @@
-"""Run by test_kernels.py under TRITON_INTERPRET=1: prints the largest deviation of the fused linear attention.
+"""Run by test_dispatch.py under TRITON_INTERPRET=1: prints the largest deviation of the fused linear attention.
 
 The interpreter lacks two things that these kernels use: a driver to tune them by, where the first choice will do, and
 tensors for the numbers of a loop.

@@ -118,6 +118,7 @@ def test_a_mask_made_without_autograd_serves_training_and_counts_only_blocks_wit
     assert mask.kv_num_blocks.sum() == 7
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU takes a C++ compiler")
 def test_flex_compiled_for_a_cpu(monkeypatch: pytest.MonkeyPatch):
     """Its output: there the compiler has no log-sum-exp and no backward pass."""
@@ -133,6 +134,7 @@ def test_flex_compiled_for_a_cpu(monkeypatch: pytest.MonkeyPatch):
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("groups", [2, 4])
 def test_flash_linear_attention_on_a_gpu(groups: int):
@@ -151,6 +153,7 @@ def test_flash_linear_attention_on_a_gpu(groups: int):
 INTERPRETED = Path(__file__).with_name("interpreted.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not there for this system")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels run as they are")
 def test_flash_linear_attention_in_tritons_interpreter():
@@ -292,6 +295,7 @@ def test_the_linear_kernel_is_checked_too(mode: pytest.MonkeyPatch):
         linear.linear_attention(*inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU takes a C++ compiler")
 def test_a_compiled_mechanism_is_the_mechanism():
     mechanism = Window(Geometry(heads=2, kv_heads=2, head_dim=16, hidden=32, scaling=0.25), Window.Options())

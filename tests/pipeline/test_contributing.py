@@ -29,6 +29,7 @@ def attnopt(*arguments: str) -> str:
     return ended.stdout
 
 
+@pytest.mark.slow
 def test_one_file_and_one_section_make_a_variant(copied: Workspace) -> None:
     copied.set(variants={"recency": "recency"}, recency={"rate": 0.9})
     table = attnopt("conform", "recency")

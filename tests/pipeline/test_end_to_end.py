@@ -15,6 +15,7 @@ from attnopt.records.evaluate import EvaluateRecord
 from attnopt.records.sample import SampleRecord
 from attnopt.report.parts import formats
 
+pytestmark = pytest.mark.slow
 VARIANTS = {
     "softmax": "softmax",
     "none": "none",

@@ -164,7 +164,7 @@ def test_every_mechanism_is_in_the_default_study() -> None:
 
 @pytest.mark.parametrize("name", ["mini", "gpt2", "smollm2"])
 def test_studies_are_valid(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(study, "STUDIES", ROOT / "studies")
     (tmp_path / "params.yaml").write_text(study.compose_study(name))
     settings.load_settings(tmp_path / "params.yaml")
 

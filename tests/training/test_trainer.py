@@ -103,6 +103,7 @@ def run_and_kill(env: dict, at_step: int) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_weights_and_metrics(prepared: Workspace) -> None:
     prepared.set(distill={"steps": 400, "checkpoint_every": 20, "log_every": 20, "valid_every": 100})
     env = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -17,7 +17,7 @@ from attnopt.report.params import ReportParams
 from attnopt.report.parts import formats
 from attnopt.report.questions import choose
 
-from . import fake
+from .. import fake
 
 FAR, SAID = 16384, "extrapolated from 1\u202f024 and 4\u202f096"
 
@@ -181,7 +181,7 @@ def test_a_comparison_never_rests_on_it(far):
 
 def test_what_the_page_says_of_measured_mechanisms_is_so():
     """The limit's numbers: 16 384 tokens measured, and predicted from 1 024 and 4 096."""
-    content = json.loads((Path(__file__).parents[2] / "benchmarks/mechanisms.json").read_text())
+    content = json.loads((Path(__file__).parents[3] / "benchmarks/mechanisms.json").read_text())
     table = pd.DataFrame([row for row in content["rows"] if row["outcome"] == "ok"])
     off = {}
     for (name, phase), rows in table.groupby(["name", "phase"]):

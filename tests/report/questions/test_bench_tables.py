@@ -7,8 +7,8 @@ from attnopt.report.context import Context
 from attnopt.report.data.read import read_records
 from attnopt.report.questions import bench_tables as peaks
 
-from . import fake
-from .test_questions import asked, replaced
+from .. import fake
+from ..test_questions import asked, replaced
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from attnopt.report.questions import feature_draws as draws
 from attnopt.report.questions import pruning
 from attnopt.report.questions import where_lost as probes
 
-from . import probed
-from .test_questions import asked, replaced
+from .. import probed
+from ..test_questions import asked, replaced
 
 
 def verdicts(context) -> dict[str, str]:

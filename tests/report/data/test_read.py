@@ -11,7 +11,7 @@ from attnopt.report.data import files
 from attnopt.report.data import read as records
 from attnopt.report.params import ReportParams
 
-from . import fake
+from .. import fake
 
 FEW = ["softmax", "masks", "performer_bidirectional"]
 KINDS = {

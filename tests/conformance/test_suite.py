@@ -16,6 +16,9 @@ SETS = {
     for kind in mechanisms.mechanism_names()
     for name, options in mechanisms.load_mechanism(kind).conformance_options().items()
 }
+FIRST = {kind: name for name, (kind, _) in reversed(SETS.items())}
+"""Of each mechanism its first set, which is its defaults; the others are left to the whole suite."""
+CASES = [pytest.param(name, marks=() if name in FIRST.values() else pytest.mark.slow) for name in SETS]
 
 
 class Bidirectional(Softmax):
@@ -37,7 +40,7 @@ class Bidirectional(Softmax):
 
 
 @pytest.mark.parametrize("check", conformance.CHECKS)
-@pytest.mark.parametrize("case", SETS)
+@pytest.mark.parametrize("case", CASES)
 def test_mechanism(case: str, check: str):
     kind, options = SETS[case]
     (result,) = conformance.check(mechanisms.load_mechanism(kind), options, [check])
@@ -83,7 +86,7 @@ def test_exception_in_a_mechanism_is_a_failed_check():
     (result,) = conformance.check(Broken, only=["ones"])
     assert result.passed is False
     assert "RuntimeError: no kernel" in result.detail
-    assert "test_conformance.py" in result.detail
+    assert "test_suite.py" in result.detail
 
 
 def test_main_prints_a_table_and_returns_the_verdict(capsys, monkeypatch):

@@ -1,0 +1,85 @@
+"""Text to blocks: what is in them, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Workspace
+
+from attnopt import settings as params
+from attnopt.core.errors import UserError
+from attnopt.corpus import blocks as corpus
+from attnopt.corpus.sources import HELD_OUT, documents
+from attnopt.teacher import model as teacher
+
+
+def test_blocks_hold_the_documents_in_order_each_with_its_end(workspace: Workspace) -> None:
+    workspace.run("tokenize")
+    _, tokenizer = teacher.load_teacher(params.load_settings().teacher, model=False)
+    manifest = json.loads(Path("data/corpus/manifest.json").read_text())
+    for split, counts in manifest["splits"].items():
+        text = Path(f"text/{split}.txt").read_text()
+        ids = [*tokenizer.encode(text), tokenizer.eos_token_id]
+        blocks = corpus.read_blocks(Path("data/corpus"), split)
+        assert blocks.dtype == np.uint16
+        assert blocks.shape == (counts["blocks"], 32)
+        assert blocks.flatten().tolist() == ids[: blocks.size]
+        assert counts["tokens"] == len(ids)
+        assert counts["words"] == len(text.split()) + text.count("\n")
+        assert counts["bytes"] == len(text.encode())
+
+
+def test_text_can_be_thinned_out_evenly(workspace: Workspace) -> None:
+    workspace.run("tokenize")
+    whole = corpus.read_blocks(Path("data/corpus"), "train").tolist()
+    workspace.set(corpus={"max_tokens": 500, "max_eval_tokens": 64})
+    workspace.run("tokenize")
+    thinned = corpus.read_blocks(Path("data/corpus"), "train").tolist()
+    assert len(thinned) == 500 // 32
+    assert [thinned[0], thinned[-1]] == [whole[0], whole[-1]]
+    assert corpus.read_blocks(Path("data/corpus"), "test").shape == (2, 32)
+
+
+def test_a_damaged_split_is_named(workspace: Workspace) -> None:
+    workspace.run("tokenize")
+    path = Path("data/corpus/train.npy")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"data/corpus/train.npy is damaged .*run `dvc repro -f -s tokenize`"):
+        corpus.read_blocks(Path("data/corpus"), "train")
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"data/corpus/train.npy is damaged"):
+        corpus.read_blocks(Path("data/corpus"), "train")
+    np.save(path, np.zeros((3, 32), np.uint16))
+    with pytest.raises(UserError, match=r"train.npy holds blocks \(3, 32\), its manifest says"):
+        corpus.read_blocks(Path("data/corpus"), "train")
+
+
+def test_the_teacher_writes_the_training_text_and_none_of_what_is_held_out(workspace: Workspace) -> None:
+    workspace.run("tokenize")
+    held_out = [corpus.read_blocks(Path("data/corpus"), split).tolist() for split in HELD_OUT]
+    real = json.loads(Path("data/corpus/manifest.json").read_text())
+    Path("text/train.txt").unlink()
+    workspace.set(corpus={"source": "teacher", "held_out": "files", "max_tokens": 1000})
+    workspace.run("tokenize", "cache-logits", "distill none")
+    assert [corpus.read_blocks(Path("data/corpus"), split).tolist() for split in HELD_OUT] == held_out
+    train = corpus.read_blocks(Path("data/corpus"), "train")
+    assert train.shape == (31, 32)
+    assert train.dtype == np.uint16
+    manifest = json.loads(Path("data/corpus/manifest.json").read_text())
+    assert (manifest["source"], manifest["splits"]["train"]["tokens"]) == ("teacher", 31 * 32)
+    workspace.set(corpus={"seed": 1})
+    workspace.run("tokenize")
+    other = json.loads(Path("data/corpus/manifest.json").read_text())
+    assert len({m["sha256"] for m in (real, manifest, other)}) == 3
+    Path("text/valid.txt").unlink()
+    with pytest.raises(UserError, match=r"valid.txt is missing; valid.txt and test.txt are needed") as caught:
+        documents(params.load_settings().corpus)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_corpus_smaller_than_a_block_is_refused_and_nothing_is_written(workspace: Workspace) -> None:
+    (workspace.path / "text" / "test.txt").write_text("too short")
+    with pytest.raises(UserError, match=r"the test split has \d+ tokens, fewer than one block of 32"):
+        workspace.run("tokenize")
+    assert not list(Path("data").iterdir())
