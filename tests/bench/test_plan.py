@@ -15,8 +15,8 @@ from attnopt.bench.plan import Cell, Plan, bench_operation, merge, plans_of, run
 from attnopt.bench.subjects import Operation, Student, Teacher
 from attnopt.core.errors import UserError
 from attnopt.mechanisms import Geometry, load_mechanism
+from attnopt.records.distill import StudentCard
 from attnopt.records.teacher import TeacherManifest, TeacherShape
-from attnopt.student.swap import Swap
 from attnopt.teacher.params import TeacherParams
 
 from .toys import FEW, QUICK, Planted, TinyGPT2, Toy
@@ -119,8 +119,9 @@ def test_a_variant_is_measured_beside_the_teacher_and_its_mechanism_beside_sdpa(
     config = TeacherShape.model_validate(shape | {"head_dim": 16, "hidden": 64})
     manifest = TeacherManifest.model_construct(config=config)
     params = BenchParams(lengths=[8, 16], operation_lengths=[32])
+    card = StudentCard.model_construct(kind="window", options=options.model_dump(), layers=[0])
     teacher = TeacherParams(source="path", path="teacher")
-    model, operation = plans_of(Path("models/mine/3"), Swap("window", options, [0]), manifest, teacher, params)
+    model, operation = plans_of(Path("models/mine/3"), card, manifest, teacher, params)
     geometry = Geometry(heads=4, kv_heads=2, head_dim=16, hidden=64, scaling=0.25)
     assert model == Plan("model", [Student(Path("models/mine/3")), Teacher(teacher)], [8, 16])
     assert [s.name for s in model.subjects] == [s.name for s in operation.subjects] == ["variant", "softmax"]

@@ -8,6 +8,7 @@ from attnopt.bench.latency import in_milliseconds
 from attnopt.bench.params import BenchParams
 from attnopt.bench.tables import bench_record, bench_table
 from attnopt.records.bench import BenchRecord, Measurement
+from attnopt.records.distill import StudentCard
 
 
 def measurement(subject: str, phase: str = "prefill", **fields) -> Measurement:
@@ -25,8 +26,10 @@ def test_record_names_what_the_numbers_depend_on(tmp_path):
         measurement("softmax", outcome="out-of-memory"),
     ]
     params = BenchParams(machine="laptop", threads=3, dtype="bfloat16", device="cpu")
-    record = bench_record("mine", "window", "leaks", params, 0.254, found, key="abc")
+    card = StudentCard.model_construct(variant="mine", kind="window", control="leaks")
+    record = bench_record(card, params, "Sparc, 4 cores, 8 GiB", 0.254, found, key="abc")
     made = record.model_dump()
+    assert made["hardware"] == "Sparc, 4 cores, 8 GiB"
     assert [made[key] for key in ("variant", "kind", "control", "machine")] == ["mine", "window", "leaks", "laptop"]
     assert (made["key"], made["format"]) == ("abc", 2)
     expected = {"threads": 3, "dtype": "bfloat16", "device": "cpu", "load_before": 0.25}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attnopt import conformance, mechanisms
+from attnopt.conformance.case import GEOMETRIES
 from attnopt.conformance.memory import peak_bytes
 from attnopt.core.errors import UserError
 from attnopt.mechanisms import Geometry, Inputs
@@ -17,8 +18,12 @@ SETS = {
     for name, options in mechanisms.load_mechanism(kind).conformance_options().items()
 }
 FIRST = {kind: name for name, (kind, _) in reversed(SETS.items())}
-"""Of each mechanism its first set, which is its defaults; the others are left to the whole suite."""
-CASES = [pytest.param(name, marks=() if name in FIRST.values() else pytest.mark.slow) for name in SETS]
+CASES = [
+    pytest.param(name, label, marks=() if (FIRST[kind], label) == (name, "GQA") else pytest.mark.slow)
+    for name, (kind, _) in SETS.items()
+    for label in GEOMETRIES
+]
+"""Of each mechanism its first set, which is its defaults, with grouped queries; the whole suite runs the others."""
 
 
 class Bidirectional(Softmax):
@@ -40,8 +45,9 @@ class Bidirectional(Softmax):
 
 
 @pytest.mark.parametrize("check", conformance.CHECKS)
-@pytest.mark.parametrize("case", CASES)
-def test_mechanism(case: str, check: str):
+@pytest.mark.parametrize(("case", "geometry"), CASES)
+def test_mechanism(case: str, geometry: str, check: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("attnopt.conformance.suite.GEOMETRIES", {geometry: GEOMETRIES[geometry]})
     kind, options = SETS[case]
     (result,) = conformance.check(mechanisms.load_mechanism(kind), options, [check])
     assert result.passed is not False, result.detail

@@ -175,7 +175,7 @@ def test_the_stage_writes_all_answers(workspace: Workspace) -> None:
     workspace.run("tokenize", "cache-logits", "distill hedgehog", "evaluate hedgehog")
     record = read_json("results/evaluate/hedgehog/3/record.json")
     assert [row["layer"] for row in record["layers"]] == [0, 1]
-    assert [row.branches for row in record["branches"]] == ["both", "window", "far"]
+    assert [row["branches"] for row in record["branches"]] == ["both", "window", "far"]
     assert record["pruned"] == record["features"] == []
     for split in record["splits"].values():
         for by in ("frequency", "context"):

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from softmax_teacher import DIM, build, teacher
 
 from attnopt.mechanisms.based import _taylor
-
-from .teacher import DIM, build, teacher
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5, 16])

@@ -1,10 +1,9 @@
 """Hedgehog's features and their start."""
 
 import torch
+from softmax_teacher import DIM, build, teacher
 
 from attnopt.mechanisms.hedgehog import SHARPNESS
-
-from .teacher import DIM, build, teacher
 
 
 def test_features_at_the_start_are_softmax_of_x_and_minus_x():

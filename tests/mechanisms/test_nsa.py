@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import softmax_teacher
 import torch
 
 from attnopt.conformance.memory import peak_bytes
@@ -10,8 +11,6 @@ from attnopt.mechanisms import Geometry, Inputs, load_mechanism
 from attnopt.mechanisms.base import measured_bytes
 from attnopt.mechanisms.shared import nsa_native as _nsa_native
 from attnopt.mechanisms.softmax import Softmax
-
-from . import teacher
 
 NSA = load_mechanism("nsa")
 
@@ -151,14 +150,17 @@ def test_a_step_does_not_copy_the_cache():
 
 @pytest.mark.parametrize("merge", ["lse", "gates"])
 def test_fit_starts_closer_to_the_teacher_and_depends_on_the_data_alone(merge):
-    mechanism, x = teacher.build("nsa", kv_heads=2, merge=merge, block=4, window=4, selected=1), teacher.teacher(2)
-    x = replace(x, hidden=torch.zeros(6, teacher.LENGTH, 64, dtype=torch.float64))
-    before = teacher.distance(mechanism, x)
+    mechanism, x = (
+        softmax_teacher.build("nsa", kv_heads=2, merge=merge, block=4, window=4, selected=1),
+        softmax_teacher.teacher(2),
+    )
+    x = replace(x, hidden=torch.zeros(6, softmax_teacher.LENGTH, 64, dtype=torch.float64))
+    before = softmax_teacher.distance(mechanism, x)
     mechanism.fit(x)
-    after = teacher.distance(mechanism, x)
+    after = softmax_teacher.distance(mechanism, x)
     assert after < 0.95 * before
     mechanism.fit(x)
-    assert teacher.distance(mechanism, x) == pytest.approx(after)
+    assert softmax_teacher.distance(mechanism, x) == pytest.approx(after)
 
 
 def test_the_gates_start_as_given_and_follow_the_hidden_state():

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from softmax_teacher import DIM, build, distance, teacher
 
 from attnopt.mechanisms import Geometry, Inputs
 from attnopt.mechanisms.performer import Performer
-
-from .teacher import DIM, build, distance, teacher
 
 DRAWS = 512
 

@@ -1,10 +1,9 @@
 """The control leaks where it says so, and is otherwise the Performer."""
 
 import torch
+from softmax_teacher import build, teacher
 
 from attnopt.mechanisms import Inputs
-
-from .teacher import build, teacher
 
 
 def test_every_row_reads_the_last_token():

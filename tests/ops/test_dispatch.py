@@ -63,7 +63,12 @@ def same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], leaves: list[Ten
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("groups", "biases"), [(4, None), (1, 1), (2, 4)])
 @pytest.mark.parametrize(
-    ("tokens", "past", "window"), [(2, 0, 1), (150, 0, 16), (300, 0, 129), (5, 40, 9), (140, 20, 500)]
+    ("tokens", "past", "window"),
+    [
+        (2, 0, 1),
+        (5, 40, 9),
+        *(pytest.param(*of, marks=pytest.mark.slow) for of in [(150, 0, 16), (300, 0, 129), (140, 20, 500)]),
+    ],
 )
 def test_flex_is_the_band(device: str, tokens: int, past: int, window: int, groups: int, biases: int | None):
     leaves, bias = draw(device, 4, groups, tokens, past), None
@@ -214,6 +219,7 @@ def test_doctor_says_which_kernels_run():
     assert f"kernel of band attention {kernels.plan(resolve_device('auto').type)['band attention']}" in said
 
 
+@pytest.mark.slow
 def test_the_setting_is_read_from_the_environment():
     code = "from attnopt.ops import dispatch as kernels; print(kernels.MODE, kernels.ON, kernels.plan('cuda')['band attention'])"
     env = os.environ | {"ATTNOPT_KERNELS": "eager"}

@@ -147,14 +147,15 @@ def test_code_of_another_chapter_changes_no_student_and_that_of_a_kernel_its_own
     assert code_digest("stages.distill") != code_digest("stages.distill", "attnopt.mechanisms.nsa")
 
 
-def test_the_stages_look_without_torch() -> None:
+@pytest.mark.parametrize(
+    "stage", ["report", *(pytest.param(s, marks=pytest.mark.slow) for s in ("distill", "evaluate", "sample", "bench"))]
+)
+def test_the_stages_look_without_torch(stage: str) -> None:
     """What has nothing to do says so before torch is imported; the report never needs it."""
     code = "import sys, stages.{}, attnopt.settings; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    for stage in ("distill", "evaluate", "sample", "bench", "report"):
-        ended = subprocess.run(
-            [sys.executable, "-c", code.format(stage)], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        assert ended.stdout.strip() == "[]", stage
+    command = [sys.executable, "-c", code.format(stage)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
 
 
 def test_every_mechanism_is_in_the_default_study() -> None:

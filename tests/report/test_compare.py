@@ -152,6 +152,7 @@ def test_one_run_is_not_a_comparison(sweep):
     assert message.startswith("attnopt: unknown run 'nosuch'")
 
 
+@pytest.mark.slow
 def test_revisions_are_read_from_the_cache_and_the_workspace_stays(tmp_path, monkeypatch):
     from dvc.repo import Repo
     from scmrepo.git import Git

@@ -108,6 +108,7 @@ def test_checkpoints_are_in_the_downloads_and_not_in_the_browser(index, project,
         assert set(table.loc[table["variant"] == "nsa", "step"]) == {"end"}
 
 
+@pytest.mark.slow
 def test_records_without_tokens_make_a_page_without_colours(tmp_path):
     chosen = fake.write(tmp_path, ["masks"], [0])
     path = tmp_path / "results/sample/masks/0/record.json"
@@ -177,6 +178,7 @@ def test_metrics_are_numbers_by_variant(project):
     assert {"kl", "kl_se", "ppl_ratio", "top1", "sample_ppl", "decode_ms_ratio"} <= set(metrics["nsa"])
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_files(tmp_path):
     few = ["masks", "none"]
     chosen = fake.write(tmp_path, few)
@@ -200,7 +202,9 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("stage", ["distill", "evaluate", "sample", "bench"])
+@pytest.mark.parametrize(
+    "stage", ["evaluate", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("distill", "sample", "bench"))]
+)
 def test_one_stages_records_alone_make_a_page(tmp_path, stage):
     chosen = fake.write(tmp_path, ["masks", "performer"], [0])
     for other in {"distill", "evaluate", "sample", "bench"} - {stage}:

@@ -298,7 +298,10 @@ def test_an_unknown_candidate_draws_no_mask():
     assert coefficients.learned_mask(["diagonal:2"], [1.0]) is None
 
 
-@pytest.mark.parametrize("lacking", ["runs", "history", "coefficients", "quality", "positions", "samples", "bench"])
+LACKING = ["runs", "history", "coefficients", "positions", "samples", "bench"]
+
+
+@pytest.mark.parametrize("lacking", ["quality", *(pytest.param(name, marks=pytest.mark.slow) for name in LACKING)])
 def test_what_was_not_recorded_is_said_not_guessed(context, lacking):
     bare = replaced(context, **{lacking: getattr(context.records, lacking).iloc[:0]})
     silent = {answer.slug for answer in answers(bare) if "ot from this run" in answer.short}

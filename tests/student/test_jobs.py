@@ -42,6 +42,7 @@ def test_a_student_that_changed_is_measured_again_and_no_other(measured: Workspa
     assert remade(before) == {f"{stage}/none/{seed}" for stage in STAGES for seed in (0, 1)}
 
 
+@pytest.mark.slow
 def test_other_settings_are_measured_again_where_they_count(measured: Workspace) -> None:
     before = stamps()
     measured.set(evaluate={"batch": 8})
@@ -49,6 +50,7 @@ def test_other_settings_are_measured_again_where_they_count(measured: Workspace)
     assert remade(before) == {f"evaluate/{student}" for student in ("softmax/0", "none/0", "none/1")}
 
 
+@pytest.mark.slow
 def test_a_record_that_was_lost_is_made_again(measured: Workspace) -> None:
     before = stamps()
     Path("results/sample/none/1/record.json").unlink()
@@ -56,6 +58,7 @@ def test_a_record_that_was_lost_is_made_again(measured: Workspace) -> None:
     assert remade(before) == {"sample/none/1"}
 
 
+@pytest.mark.slow
 def test_records_of_students_that_are_no_more_are_removed(measured: Workspace) -> None:
     gone = Path("results/sample/of_old/0")
     gone.mkdir(parents=True)
@@ -66,6 +69,7 @@ def test_records_of_students_that_are_no_more_are_removed(measured: Workspace) -
     assert not gone.parent.exists()
 
 
+@pytest.mark.slow
 def test_a_variant_that_is_named_is_measured_in_any_case(measured: Workspace) -> None:
     before = stamps()
     measured.run("evaluate softmax")

