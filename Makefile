@@ -10,10 +10,10 @@ repro: $(VENV)/installed
 	@echo "The report: $(CURDIR)/reports/index.html (and reports/report.md)"
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 pytest -n 2 --durations 15
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --durations 15
 
 test-fast: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(VENV)/installed-dev
 	ruff check .

@@ -14,16 +14,23 @@ QUICK = ReportParams(resamples=200)
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project folder with synthetic records of every stage and the report made of them."""
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with synthetic records of every stage."""
     root = tmp_path_factory.mktemp("project")
-    page.write_report(root, fake.write(root), QUICK, root / "reports")
+    fake.write(root)
     return root
 
 
 @pytest.fixture(scope="session")
-def context(project: Path) -> Context:
-    return Context.of(read_records(project, {name: row[0] for name, row in fake.VARIANTS.items()}, QUICK), QUICK)
+def project(recorded: Path) -> Path:
+    """The same folder with the report made of them."""
+    page.write_report(recorded, {name: row[0] for name, row in fake.VARIANTS.items()}, QUICK, recorded / "reports")
+    return recorded
+
+
+@pytest.fixture(scope="session")
+def context(recorded: Path) -> Context:
+    return Context.of(read_records(recorded, {name: row[0] for name, row in fake.VARIANTS.items()}, QUICK), QUICK)
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,7 @@ def test_what_was_not_decoded_by_a_model_has_no_capacity():
     assert capacities(rows, 1.0) == []
 
 
+@pytest.mark.slow
 def test_further_batches_are_measured_on_the_model_alone():
     params = BenchParams(
         phases=["prefill", "decode", "train"], batches=[8], threads=1, device="cpu", max_spread=1e9, min_seconds=0,

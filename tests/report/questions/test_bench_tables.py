@@ -29,9 +29,9 @@ def test_what_fits_stands_beside_softmax_of_the_same_run(tables):
     assert "16.0 GiB" in tables["capacity"].title
 
 
-def test_half_the_memory_holds_about_half(context, project):
+def test_half_the_memory_holds_about_half(context, recorded):
     params = context.params.model_copy(update={"memory_gib": 8.0})
-    halved = Context.of(read_records(project, context.records.variants, params), params)
+    halved = Context.of(read_records(recorded, context.records.variants, params), params)
     (table,) = [table for table in peaks.tables(halved) if table.name == "capacity"]
     assert "8.00 GiB" in table.title
     assert table.frame.set_index("variant").loc["nsa", "sequences"] == int((8 * 1024 - 17) / fake.peak_mib(2**23, 4096))
