@@ -3,6 +3,7 @@
 import io
 import random
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,16 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 WORDS = "the a of in king river house stone water light green old small city born wrote found lived near under".split()  # noqa: SIM905
+
+
+def committed_kinds() -> list[str]:
+    """The mechanisms of this project, without those that a user has added to the folder."""
+    listed = subprocess.run(
+        ["git", "ls-files", "attnopt/mechanisms"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout
+    from attnopt.mechanisms import mechanism_names
+
+    return [kind for kind in mechanism_names() if not listed or f"attnopt/mechanisms/{kind}.py\n" in listed]
 
 
 def sentences(seed: int, count: int) -> str:

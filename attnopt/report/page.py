@@ -96,7 +96,7 @@ def write_report(
     report = Report.of(Context.of(read_records(root, variants, params, controls), params))
     with written_aside(out / "figures") as folder:
         folder.mkdir()
-        drawn = {figure.name: [path.name for path in png.draw_png(figure, folder)] for figure in report.figures}
+        drawn = png.draw_pngs(report.figures, folder)
     with written_aside(out / "data") as folder:
         folder.mkdir()
         for name, text in downloads(report).items():

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, committed_kinds
 from ruamel.yaml import YAML
 
 from attnopt import mechanisms, settings
@@ -160,7 +160,7 @@ def test_the_stages_look_without_torch(stage: str) -> None:
 
 def test_every_mechanism_is_in_the_default_study() -> None:
     default = YAML(typ="safe").load((ROOT / "studies/mini.yaml").read_text())
-    assert set(mechanisms.mechanism_names()) <= set(default["variants"].values())
+    assert set(committed_kinds()) <= set(default["variants"].values())
 
 
 @pytest.mark.parametrize("name", ["mini", "gpt2", "smollm2"])

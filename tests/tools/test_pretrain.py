@@ -21,7 +21,7 @@ def test_the_bundled_teacher_is_small_good_and_free_of_unk() -> None:
     record = json.loads((BUNDLED / "training.json").read_text())
     assert record["history"][-1]["valid_perplexity"] <= 90
     model, tokenizer = teacher.load_teacher(TeacherParams())
-    assert teacher.describe_teacher(model)["head_dim"] == 64
+    assert teacher.describe_teacher(model).head_dim == 64
     assert len(tokenizer) == 4096
     torch.manual_seed(0)
     written = model.generate(torch.tensor([[0]] * 8), do_sample=True, max_new_tokens=60, pad_token_id=0)

@@ -29,7 +29,7 @@ def write_comparison(sources: Sequence[str], params: ReportParams, out: Path) ->
     drawings, files = figures(comparison), downloads(comparison)
     with written_aside(out / "compare") as folder:
         folder.mkdir()
-        drawn = {figure.name: [path.name for path in png.draw_png(figure, folder)] for figure in drawings}
+        drawn = png.draw_pngs(drawings, folder)
         for name, text in files.items():
             (folder / f"{name}.csv").write_text(text, encoding="utf-8")
     values = {"comparison": comparison, "title": f"{len(sources)} runs compared"}

@@ -1,7 +1,12 @@
 """Static twins of the figures for Markdown, drawn by matplotlib from the same description as the page's."""
 
 import math
+import multiprocessing
+import os
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,20 @@ LOOK: Any = {
     "axes.grid": True, "grid.color": "#e6e9ed", "axes.axisbelow": True, "axes.titlelocation": "left",
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "xtick.color": "#4a525c", "ytick.color": "#4a525c",
 }  # fmt: skip
+
+
+def draw_pngs(figures: Sequence[Figure], folder: Path) -> dict[str, list[str]]:
+    """Draw all figures, on Linux in a process for each core: a figure takes a fifth of a second, and nothing shares it.
+
+    Returns: the names of each figure's files.
+    """
+    draw = partial(draw_png, folder=folder)
+    if sys.platform != "linux" or len(figures) < 2:
+        drawn = list(map(draw, figures))
+    else:
+        with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+            drawn = list(pool.map(draw, figures))
+    return {figure.name: [path.name for path in paths] for figure, paths in zip(figures, drawn, strict=True)}
 
 
 def draw_png(figure: Figure, folder: Path) -> list[Path]:
