@@ -211,6 +211,7 @@ def test_spearman_of_a_constant_is_undefined():
     assert np.isnan(spearman(np.ones(4), np.arange(4)))
 
 
+@pytest.mark.slow
 def test_the_bootstrap_covers_a_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
     hits = 0

@@ -37,6 +37,7 @@ def test_linear_and_quadratic_time_are_recovered():
         assert fit_exponent(lengths, times).exponent == pytest.approx(toy.exponent, abs=0.1), times
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_the_fault_is_kept():
     params = FEW.model_copy(update={"phases": ["prefill", "decode"]})
     found = measure_latency([Toy("variant", fault="killed", fails_in="decode"), Toy("softmax")], 1, params)
@@ -82,6 +83,7 @@ def test_a_gpu_that_is_not_there_is_the_users_mistake():
         measure_latency([Toy("variant")], 1, FEW.model_copy(update={"device": "cuda"}))
 
 
+@pytest.mark.slow
 def test_noise_is_measured_again_once_and_flagged_where_it_stays():
     calls = {"steady": 0, "noisy": 0}
 
@@ -100,6 +102,7 @@ def test_noise_is_measured_again_once_and_flagged_where_it_stays():
     assert not found["steady"].noisy
 
 
+@pytest.mark.slow
 def test_of_two_takes_the_calmer_is_kept():
     values = iter([1.0, 2.0] * 5 + [3.0] * 10)
     params = BenchParams(min_seconds=0)

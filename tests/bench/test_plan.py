@@ -40,6 +40,7 @@ def test_a_planted_slow_mechanism_is_ranked_last():
         assert ranked[-1].subject == "slow"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["memory", "allocator", "killed"])
 def test_out_of_memory_is_an_outcome_and_the_other_subject_is_measured(fault):
     found = run_bench([Plan("model", [Toy("variant", fault=fault), Toy("softmax")], [1])], FEW)
@@ -48,6 +49,7 @@ def test_out_of_memory_is_an_outcome_and_the_other_subject_is_measured(fault):
     assert (softmax.outcome, len(softmax.samples)) == ("ok", 3)
 
 
+@pytest.mark.slow
 def test_models_beyond_their_positions_are_flagged_and_states_are_counted():
     params = QUICK.model_copy(update={"phases": ["prefill", "decode"], "min_iterations": 2})
     subjects = [TinyGPT2("variant", "none"), TinyGPT2("softmax")]

@@ -67,6 +67,7 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_stage_writes_a_record_of_both_levels(project):
     app(["bench", "narrow"], standalone_mode=False)
     made = BenchRecord.read(project / "results/bench/narrow/record.json").model_dump()
@@ -93,6 +94,7 @@ def test_the_stage_writes_a_record_of_both_levels(project):
         assert m["state_bytes_declared"] == (None if phase == "train" else expected * layers[level])
 
 
+@pytest.mark.slow
 def test_the_benchmark_script_measures_what_its_results_lack(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import mechanisms as script

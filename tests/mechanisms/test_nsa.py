@@ -59,6 +59,7 @@ def test_equals_its_definition_token_by_token_with_gradients(length, kv_heads, m
     assert all(g.isfinite().all() for g in got)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "numbers"), [(1, 1), (20, 10**6), (256, 1000)])
 @pytest.mark.parametrize("sizes", [[1] * 70, [7] + [1] * 63, [3, 40, 1, 26], [69, 1]])
 def test_any_split_equals_the_whole(monkeypatch, sizes, page, numbers):

@@ -87,6 +87,7 @@ def test_flex_with_the_first_tokens(device: str):
     same(got, expected, [q, k, v], 1e-4 if device == "cpu" else 1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_flex_where_rows_have_no_key(device: str):
     q, k, v = draw(device, 2, 2, 140, 0)
@@ -239,6 +240,7 @@ def chosen(mode: pytest.MonkeyPatch) -> Kernel:
     return kernel
 
 
+@pytest.mark.slow
 def test_a_call_goes_to_the_kernel_after_one_check_for_each_dtype(chosen: Kernel, monkeypatch: pytest.MonkeyPatch):
     widths, fused = [], flex.fused
     monkeypatch.setattr(flex, "fused", lambda *args, **kwargs: widths.append(args[3]) or fused(*args, **kwargs))

@@ -141,6 +141,7 @@ def command(folder: Path, *arguments: str) -> tuple[int, str]:
     return found.returncode, found.stderr.strip()
 
 
+@pytest.mark.slow
 def test_one_run_is_not_a_comparison(sweep):
     code, message = command(sweep, "--compare", "64")
     assert (code, message) == (

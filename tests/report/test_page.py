@@ -150,6 +150,7 @@ def test_a_cell_of_markdown_is_one_line_that_breaks_only_where_it_may():
     assert fill._cell("0.52\u00a0±\u00a00.01 of 8\u202f000") == "0.52\u00a0±\u00a00.01 of 8\u202f000"
 
 
+@pytest.mark.slow
 def test_markdown_has_the_tables_of_the_page_to_the_character(markdown, context):
     for table in page.Report.of(context).tables:
         for cell in (cell for row in table.rows() for cell in row if "\u00a0" in cell):
@@ -164,6 +165,7 @@ def test_histories_stand_under_a_name_of_their_own(tmp_path):
     assert (tmp_path / "training/masks-1.csv").read_bytes() == own.read_bytes()
 
 
+@pytest.mark.slow
 def test_page_and_markdown_say_the_same(index, markdown, context):
     seen = html.unescape(re.sub(r"<[^>]+>", "", index))
     for answer in page.Report.of(context).answers:

@@ -51,6 +51,7 @@ def test_every_question_is_answered_in_order(context):
         assert answer.figures or answer.tables
 
 
+@pytest.mark.slow
 def test_leaking_variants_and_controls_are_in_no_ranking(context):
     """However low the leaking control's KL, no sentence but the one on leaks and no ranked table names it."""
     for answer in answers(scaled(context, "performer_bidirectional", 1e-3)):

@@ -35,6 +35,7 @@ def test_records_that_hold_stay(measured: Workspace) -> None:
     assert not remade(before)
 
 
+@pytest.mark.slow
 def test_a_student_that_changed_is_measured_again_and_no_other(measured: Workspace) -> None:
     before = stamps()
     measured.set(none={"seeds": [0, 1], "distill": {"lr": 0.01}})

@@ -72,6 +72,7 @@ def test_smollm2_loads_from_its_package_and_can_be_swapped() -> None:
     torch.testing.assert_close(attach(model, Swap("softmax"))(ids).logits, before, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "gpt2-tokenizer").is_dir(), reason="GPT-2's tokenizer is not beside the project")
 def test_gpt2s_own_tokenizer_gives_the_known_token_counts() -> None:
     from transformers import AutoTokenizer

@@ -28,6 +28,7 @@ def test_the_bundled_teacher_is_small_good_and_free_of_unk() -> None:
     assert "unk" not in tokenizer.decode(written.flatten())
 
 
+@pytest.mark.slow
 def test_the_recorded_perplexity_is_that_of_the_committed_weights() -> None:
     model, tokenizer = teacher.load_teacher(TeacherParams())
     valid = pretrain.split_documents([text for _, text in pretrain.sample_articles()])["valid"]

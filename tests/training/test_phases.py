@@ -45,6 +45,7 @@ def test_a_random_start_has_none_of_the_teachers_attention(phased: Workspace) ->
     assert drawn > 2 * record("hedgehog")["kl_start"]
 
 
+@pytest.mark.slow
 def test_patience_stops_and_keeps_the_best(phased: Workspace) -> None:
     phased.set(distill={"steps": 200, "lr": 3.0, "warmup": 0, "valid_every": 2, "log_every": 2, "patience": 3})
     phased.run("distill hedgehog")

@@ -174,6 +174,7 @@ def test_a_dataset_of_another_corpus_or_teacher_is_refused(prepared: Workspace) 
         load_dataset(params.load_settings().teacher)
 
 
+@pytest.mark.slow
 def test_students_are_kept_on_the_way(prepared: Workspace) -> None:
     prepared.set(transfer={"steps": 10}, distill={"steps": 10, "keep": [0.25, 0.75]})
     prepared.run("distill none", "evaluate none", "sample none")

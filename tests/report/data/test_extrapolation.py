@@ -121,6 +121,7 @@ def test_its_tables_have_intervals_and_not_quartiles(far):
     assert "as fast within quartiles" in named["choose_4096"].headings
 
 
+@pytest.mark.slow
 def test_measured_lengths_are_shown_as_without_it(context, far):
     measured = cut(context, [1024, 4096])
     for table in choose.answer(measured).tables:
@@ -162,6 +163,7 @@ def test_what_is_asked_for_and_cannot_be_answered_is_named(context):
     assert "extrapolated" not in answer.short
 
 
+@pytest.mark.slow
 def test_decoding_that_already_outgrows_its_work_is_a_lower_bound(context, far):
     assert not any("a lower bound" in limit for limit in choose.answer(far).limits)
     bench = context.records.bench

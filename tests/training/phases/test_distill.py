@@ -6,6 +6,7 @@ from pathlib import Path
 from conftest import Workspace
 
 
+@pytest.mark.slow
 def test_cross_entropy_alone_fine_tunes_the_teacher(phased: Workspace) -> None:
     phased.set(softmax={"distill": {"steps": 40, "kl": "none", "ce_weight": 1.0, "train": "all", "lr": 0.003}})
     phased.run("distill softmax", "evaluate softmax")
