@@ -14,6 +14,8 @@ from attnopt.core.errors import UserError
 
 from .toys import Toy
 
+pytestmark = pytest.mark.slow
+
 ON_CPU = SimpleNamespace(cuda=False)
 
 

@@ -21,6 +21,8 @@ from attnopt.teacher.params import TeacherParams
 
 from .toys import FEW, QUICK, Planted, TinyGPT2, Toy
 
+pytestmark = pytest.mark.slow
+
 
 def _parent() -> Iterator[int]:
     yield os.getppid()

@@ -15,6 +15,8 @@ from attnopt.report.compare.data import Comparison
 from . import fake, swept
 from .conftest import QUICK
 
+pytestmark = pytest.mark.slow
+
 
 def compared(*folders: Path) -> Comparison:
     return Comparison([runs.read_run(str(folder), QUICK) for folder in folders])

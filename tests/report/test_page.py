@@ -20,6 +20,8 @@ from attnopt.report.render import fill
 from . import fake
 from .conftest import QUICK
 
+pytestmark = pytest.mark.slow
+
 
 class Links(HTMLParser):
     """Every address that a page names, every id it has, and how many scripts."""
