@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 VALUES = range(1000, 10000)
-_WORD = re.compile(r"(?<![^\s])[a-z]{4,8}(?![^\s])")
+_WORD = re.compile(r"(?<!\S)[a-z]{4,8}(?!\S)")
 
 
 @dataclass(frozen=True)

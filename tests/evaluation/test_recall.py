@@ -93,14 +93,16 @@ def test_more_pairs_than_words_are_refused(tokenizer) -> None:
 
 
 def test_words_are_lower_case_whole_and_of_four_to_eight_letters() -> None:
-    assert words_of(["the river, stone Apple cloud-like otters", "river otters extraordinarily"]) == ["otters", "river"]
+    found = words_of(["the river, stone Apple cloud-like otters", "tower otters extraordinarily"])
+    assert found == ["otters", "stone", "tower"]
 
 
 @pytest.mark.parametrize(("model", "least", "most"), [(copier, 1.0, 1.0), (oracle, 1.0, 1.0), (unigram, 0.0, 0.02)])
 def test_a_copier_copies_and_a_unigram_model_does_not(
     stream: Tensor, model: Callable[[Tensor], Tensor], least: float, most: float
 ) -> None:
-    score = score_items(model, copy_items(stream[:400].unique()[torch.randperm(300)[:200]], 6, 16, 8, seed=0), batch=4)
+    once = stream.unique()[torch.randperm(500, generator=torch.Generator().manual_seed(0))]
+    score = score_items(model, copy_items(once, 6, passage=16, gap=8, seed=0), batch=4)
     assert least <= score.accuracy <= most
     assert score.queries == 6 * 15
 

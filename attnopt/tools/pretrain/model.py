@@ -78,7 +78,7 @@ def sinusoids(length: int, waves: int) -> Tensor:
 
 
 def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for the rest (Jordan et al. 2024); positions at a tenth of the rate."""
+    """Muon for the blocks' matrices, AdamW for the rest (Jordan et al. 2024); positions at a tenth of the rate."""
     named = dict(model.named_parameters())
     matrices = [p for n, p in named.items() if p.ndim == 2 and ".h." in n]
     positions = [p for n, p in named.items() if "wpe" in n]

@@ -25,8 +25,8 @@ SHORT, LONG, TOKENS, LONG_EVERY, SAVE_EVERY = 256, 1024, 8192, 4, 100
 def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start: Path = MINI) -> dict[str, Any]:
     """Train the bundled teacher and write it to `out`; goes on where an earlier one stopped.
 
-    A call goes on from one with the same rate, seed and start. It may name other `steps`: the schedule changes there, and the record's
-    history says for each entry under how many steps it was reached.
+    A call goes on from one with the same rate, seed and start. It may name other `steps`: the schedule changes there,
+    and the record's history says for each entry under how many steps it was reached.
 
     Args:
         wikitext: WikiText-2's folder with train.txt (the valid and test files are not opened).
@@ -60,7 +60,13 @@ def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start:
                 moving = {"model": model.state_dict(), "opts": [opt.state_dict() for opt in opts]}
                 moving |= {"rng": torch.get_rng_state()}
                 checkpoint.save({"step": step, "seconds": seconds, "history": history, **moving})
-        record: dict[str, Any] = {"steps": steps, "tokens": steps * TOKENS, "lr": lr, "seed": seed, "start": _origin(start)}
+        record: dict[str, Any] = {
+            "steps": steps,
+            "tokens": steps * TOKENS,
+            "lr": lr,
+            "seed": seed,
+            "start": _origin(start),
+        }
         record |= {"seconds": round(seconds), "mix": MIX, "blocks": _blocks(), "training_text": TEXT}
         record |= {"training_tokens": len(source.stream), "sha256": sha256(*texts)}
         record |= {"figures": figures(model, tokenizer, held_out, FINAL), "measured": HOW}

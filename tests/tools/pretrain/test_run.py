@@ -1,88 +1,93 @@
-"""The bundled teacher: what it is made of, and that making it can be stopped and gone on with."""
+"""The training run of the bundled teacher: it can be stopped and gone on with, and learns."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, sentences
+from conftest import sentences
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from attnopt.core.errors import UserError
-from attnopt.teacher import model as teacher
-from attnopt.teacher.params import TeacherParams
-from attnopt.tools import pretrain
+from attnopt.tools.pretrain import mix, model, run, text
 
-BUNDLED = ROOT / "attnopt" / "assets" / "mini-gpt2"
+SMALL = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
 
 
-def test_the_bundled_teacher_is_small_good_and_free_of_unk() -> None:
-    assert (BUNDLED / "model.safetensors").stat().st_size <= 12_000_000
-    record = json.loads((BUNDLED / "training.json").read_text())
-    assert record["history"][-1]["valid_perplexity"] <= 90
-    model, tokenizer = teacher.load_teacher(TeacherParams())
-    assert teacher.describe_teacher(model)["head_dim"] == 64
-    assert len(tokenizer) == 4096
-    torch.manual_seed(0)
-    written = model.generate(torch.tensor([[0]] * 8), do_sample=True, max_new_tokens=60, pad_token_id=0)
-    assert "unk" not in tokenizer.decode(written.flatten())
-
-
-def test_the_recorded_perplexity_is_that_of_the_committed_weights() -> None:
-    model, tokenizer = teacher.load_teacher(TeacherParams())
-    valid = pretrain.split_documents([text for _, text in pretrain.sample_articles()])["valid"]
-    stream = pretrain.token_stream(tokenizer, valid)[: 40 * pretrain.BLOCK]
-    recorded = json.loads((BUNDLED / "training.json").read_text())["perplexity_of_the_first_40_valid_blocks"]
-    assert pretrain.perplexity(model, stream) == pytest.approx(recorded, rel=0.01)
-
-
-def test_training_never_opens_valid_or_test(tmp_path: Path) -> None:
-    (tmp_path / "train.txt").write_text(" = A = \n \n " + sentences(0, 20))
-    texts, valid = pretrain.training_text(tmp_path)
-    assert not set(valid) & set(texts)
-    with pytest.raises(UserError, match=r"train.txt is missing"):
-        pretrain.training_text(tmp_path / "nowhere")
-
-
-def test_batches_go_on_from_any_step_and_differ_between_passes() -> None:
-    stream = torch.arange(pretrain.BLOCK * pretrain.BATCH * 4 + 500)
-    whole = list(pretrain.batches_from(stream, 0, 7, seed=1))
-    assert len(whole) == 7
-    for first in (2, 3, 5):
-        rest = list(pretrain.batches_from(stream, first, 7, seed=1))
-        assert all(torch.equal(a, b) for a, b in zip(rest, whole[first:], strict=True))
-    assert not torch.equal(whole[0], whole[3])
-
-
-def test_stopped_and_started_again_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain, "SHAPE", pretrain.SHAPE | {"n_embd": 32, "n_layer": 1, "n_positions": 16})
-    for name, value in {"BLOCK": 16, "BATCH": 2, "SAVE_EVERY": 2}.items():
-        monkeypatch.setattr(pretrain, name, value)
-    monkeypatch.setattr(torch, "compile", lambda f: f)
-    monkeypatch.setattr(pretrain, "sample_articles", lambda: [(str(i), sentences(i, 9)) for i in range(10)])
+@pytest.fixture
+def little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with train.txt and a teacher to grow from; sizes that train in a second."""
+    monkeypatch.setattr(model, "SHAPE", model.SHAPE | SMALL | {"n_layer": 2, "n_positions": 64})
+    monkeypatch.setattr(mix, "POSITIONS", 64)
+    for name, value in {"SHORT": 32, "LONG": 64, "TOKENS": 128, "LONG_EVERY": 2, "SAVE_EVERY": 2}.items():
+        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+    monkeypatch.setattr(text, "sample_articles", lambda: [(str(i), sentences(i, 9)) for i in range(10)])
+    monkeypatch.setattr(run, "figures", lambda *_: {"perplexity": {"128": 1.0}})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.txt").write_text(sentences(99, 60))
-    ends = []
-    for interrupted in (True, False):
-        if interrupted:
-            monkeypatch.setattr(pretrain, "perplexity", _stop_at_the_third_call())
-            with pytest.raises(KeyboardInterrupt):
-                pretrain.pretrain(tmp_path, tmp_path / "out", 8, 0.01, 0)
-            assert not (tmp_path / "out").exists()
-            monkeypatch.setattr(pretrain, "perplexity", lambda *_: 1.0)
-        torch.manual_seed(5)
-        pretrain.pretrain(tmp_path, tmp_path / "out", 8, 0.01, 0)
-        ends.append(load_file(tmp_path / "out" / "model.safetensors"))
-    assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[1])
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(**model.SHAPE | SMALL)).save_pretrained("start")
+    (tmp_path / "start" / "training.json").write_text('{"tokens": 7}')
+    return tmp_path
+
+
+def train(folder: Path, steps: int = 8, lr: float = 0.01) -> dict[str, Any]:
+    return run.pretrain(folder, folder / "out", steps, lr, 0, folder / "start")
+
+
+def test_stopped_and_started_again_it_ends_the_same(little: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "figures", _stop_at_the_third_call())
+        with pytest.raises(KeyboardInterrupt):
+            train(little)
+    assert not (little / "out").exists()
+    torch.manual_seed(5)
+    interrupted = train(little)
+    first = load_file(little / "out" / "model.safetensors")
+    whole = train(little)
+    second = load_file(little / "out" / "model.safetensors")
+    assert [entry["step"] for entry in interrupted["history"]] == [2, 4, 6, 8]
+    assert [e["loss"] for e in interrupted["history"]] == [e["loss"] for e in whole["history"]]
+    assert all(torch.equal(first[n], second[n]) for n in second)
+
+
+def test_the_record_says_what_was_done(little: Path) -> None:
+    train(little, steps=2)
+    record = json.loads((little / "out" / "training.json").read_text())
+    assert record["start"]["tokens"] == 7
+    assert record["tokens"] == 2 * 128
+    assert record["mix"] == mix.MIX
+    assert record["history"][-1]["steps"] == record["steps"] == 2
+    assert set(record["figures"]) <= set(record["measured"])
+
+
+def test_tokens_that_do_not_count_leave_the_loss_alone(little: Path) -> None:
+    net = model.grown_model(little / "start", 0).eval()
+    ids, positions = torch.randint(4096, (2, 16)), torch.arange(16).expand(2, 16)
+    counts = torch.rand(2, 16) < 0.5
+    logp = net(input_ids=ids, position_ids=positions).logits.log_softmax(-1)
+    expected = [-logp[b, t - 1, ids[b, t]] for b in range(2) for t in range(1, 16) if counts[b, t]]
+    loss = run._loss(net, ids, counts, positions)
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-2, atol=1e-2)
+
+
+def test_every_fourth_step_has_long_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(run, "batch_of_step", lambda source, seed, step, rows, length: asked.append((rows, length)))
+    for step in range(8):
+        run.batch(None, 0, step)  # type: ignore[arg-type]
+    assert asked == [(32, 256)] * 3 + [(8, 1024)] + [(32, 256)] * 3 + [(8, 1024)]
 
 
 def _stop_at_the_third_call():
     calls = []
 
-    def perplexity(*_: object) -> float:
+    def figures(*_: object) -> dict[str, Any]:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return 1.0
+        return {"perplexity": {"128": 1.0}}
 
-    return perplexity
+    return figures
