@@ -14,6 +14,7 @@ PASSAGE = 32
 ALONG = {"perplexity": (128,), "gaps": (0, 128, 512), "copies": 32, "pairs": (8, 32), "lists": 10}
 FINAL = {"perplexity": (128, 256, 512, 1024), "gaps": (0, 32, 128, 256, 512), "copies": 200,
          "pairs": (4, 8, 16, 32, 48), "lists": 40}  # fmt: skip
+CHECK = {"perplexity": (128,), "gaps": (64,), "copies": 10, "pairs": (16,), "lists": 3}
 HOW = {
     "perplexity": "per token, the enwiki sample's valid articles cut into blocks of so many tokens, all but each "
     "block's first token predicted",

@@ -12,7 +12,6 @@ from conftest import ROOT
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from attnopt.evaluation.recall import copy_items, recall_items, score_items, words_of
 from attnopt.tools.pretrain import measure, text
 
 BUNDLED = ROOT / "attnopt" / "assets" / "mini-gpt2-1024"
@@ -46,21 +45,17 @@ def test_its_record_says_that_it_copies_recalls_and_reads(record: dict[str, Any]
     assert figures["perplexity"]["1024"] < figures["perplexity"]["128"]
 
 
-def test_the_committed_weights_copy_and_recall(loaded: tuple[Any, Any, list[str]]) -> None:
-    model, tokenizer, held_out = loaded
-    stream, words = text.token_stream(tokenizer, held_out[:2]), words_of(held_out)
-    for items in (copy_items(stream, 6, 32, 64, seed=1), recall_items(tokenizer, words, 16, 3, seed=1)):
-        assert score_items(lambda ids: model(ids).logits, items).accuracy >= 0.9
-
-
-def test_the_recorded_perplexity_is_that_of_the_committed_weights(
+def test_the_committed_weights_have_the_recorded_figures(
     record: dict[str, Any], loaded: tuple[Any, Any, list[str]]
 ) -> None:
     model, tokenizer, held_out = loaded
-    stream = text.token_stream(tokenizer, held_out)[: 80 * 128]
-    assert measure.perplexity(model, stream, 128) == pytest.approx(
-        record["perplexity_of_the_first_80_blocks"], rel=0.01
-    )
+    found = measure.figures(model, tokenizer, held_out[:1], measure.CHECK)
+    recorded = record["figures_on_the_first_article"]
+    assert found["perplexity"] == pytest.approx(recorded["perplexity"], rel=0.01)
+    for kind in ("copy", "recall"):
+        for size, score in found[kind].items():
+            assert score["accuracy"] >= 0.9
+            assert score["accuracy"] == pytest.approx(recorded[kind][size]["accuracy"], abs=0.03)
 
 
 def test_perplexity_is_that_of_all_but_the_first_token_of_whole_blocks() -> None:

@@ -60,6 +60,7 @@ def test_the_record_says_what_was_done(little: Path) -> None:
     assert record["tokens"] == 2 * 128
     assert record["mix"] == mix.MIX
     assert record["history"][-1]["steps"] == record["steps"] == 2
+    assert record["figures_on_the_first_article"] == {"perplexity": {"128": 1.0}}
     assert set(record["figures"]) <= set(record["measured"])
 
 
