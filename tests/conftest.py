@@ -50,13 +50,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from attnopt.tools import pretrain
+    from attnopt.tools.pretrain.text import train_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "text").mkdir()
     for i, (split, count) in enumerate({"train": 400, "valid": 60, "test": 60}.items()):
         (folder / "text" / f"{split}.txt").write_text(sentences(i, count), encoding="utf-8")
-    tokenizer = pretrain.train_tokenizer([sentences(9, 300)], vocab=300, length=64)
+    tokenizer = train_tokenizer([sentences(9, 300)], vocab=300, length=64)
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0,

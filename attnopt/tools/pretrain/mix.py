@@ -1,0 +1,160 @@
+"""The blocks to train on: prose, prose with repeated passages, repeated runs of random tokens, key-value lists.
+
+A token's loss counts unless the token is unpredictable by construction: the first token after a jump in the text, the
+first copy of random tokens, a list's keys, and its values where they are defined.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnopt.evaluation.recall import VALUES, words_of
+from attnopt.tools.pretrain.text import POSITIONS, token_stream
+
+MIX = {"prose": 0.62, "passages": 0.12, "runs": 0.10, "lists": 0.16}
+SHORTEST_COPY, SHORTEST_RUN, SMALLEST_ALPHABET = 16, 8, 16
+FEWEST_PAIRS = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """What blocks are made of: the tokens of the training text, and the pieces of key-value lists as token ids."""
+
+    stream: np.ndarray
+    keys: list[list[int]]
+    values: list[list[int]]
+    arrow: list[int]
+    end: list[int]
+    vocab: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """(rows, length) each: tokens, whether their loss counts, and their positions."""
+
+    ids: Tensor
+    counts: Tensor
+    positions: Tensor
+
+
+class Row:
+    """A block in the making: its token ids, and for each whether its loss counts."""
+
+    def __init__(self, length: int):
+        self.length = length
+        self.ids: list[int] = []
+        self.counts: list[bool] = []
+
+    @property
+    def room(self) -> int:
+        return self.length - len(self.ids)
+
+    def add(self, ids: Any, counts: bool = True, jump: bool = False) -> None:
+        """Append tokens; with `jump` the first of them does not count, for nothing announces it."""
+        self.ids += [int(i) for i in ids]
+        self.counts += [counts and not (jump and i == 0) for i in range(len(ids))]
+
+
+def source_of(tokenizer: Any, texts: list[str]) -> Source:
+    """The training text's tokens; keys are its words, values the numbers of four digits, each behind a space."""
+    pieces = [[f" {word}" for word in words_of(texts)], [f" {value}" for value in VALUES], [" =>", " ;"]]
+    keys, values, (arrow, end) = (tokenizer(p, add_special_tokens=False).input_ids for p in pieces)
+    return Source(token_stream(tokenizer, texts).numpy(), keys, values, arrow, end, len(tokenizer))
+
+
+def batch_of_step(source: Source, seed: int, step: int, rows: int, length: int) -> Batch:
+    """The batch of one step, a function of (seed, step) alone; each row's kind is drawn from MIX.
+
+    Half of the rows stand at positions 0, 1, ...; in the others all but the first token are shifted by any number of
+    positions that leaves room, so that short blocks teach all of the positions and the first one begins every row.
+    """
+    rng = np.random.default_rng([seed, step])
+    kinds = rng.choice(list(MIX), size=rows, p=list(MIX.values()))
+    made = [MAKERS[kind](source, rng, length) for kind in kinds]
+    shift = rng.integers(0, POSITIONS - length + 1, size=(rows, 1)) * (rng.random((rows, 1)) < 0.5)
+    positions = np.arange(length) + shift * (np.arange(length) > 0)
+    ids, counts = [row.ids for row in made], [row.counts for row in made]
+    return Batch(torch.tensor(ids), torch.tensor(counts), torch.from_numpy(positions))
+
+
+def prose(source: Source, rng: np.random.Generator, length: int) -> Row:
+    """A block of the training text."""
+    row = Row(length)
+    row.add(_text(source, rng, length))
+    return row
+
+
+def passages(source: Source, rng: np.random.Generator, length: int) -> Row:
+    """Passages of the text, each followed by the text that follows it (0 to many tokens) and by its second copy."""
+    row = Row(length)
+    while row.room >= 2 * SHORTEST_COPY:
+        n = _log_uniform(rng, SHORTEST_COPY, min(row.room // 2, max(SHORTEST_COPY, length // 4)))
+        gap = int(rng.integers(0, row.room - 2 * n + 1))
+        text = _text(source, rng, n + gap)
+        row.add(text, jump=True)
+        row.add(text[:n], jump=True)
+    row.add(_text(source, rng, row.room), jump=True)
+    return row
+
+
+def runs(source: Source, rng: np.random.Generator, length: int) -> Row:
+    """Runs of random tokens, each followed by its copy; small alphabets make single tokens ambiguous as a cue."""
+    row = Row(length)
+    while row.room >= 2 * SHORTEST_RUN:
+        n = _log_uniform(rng, SHORTEST_RUN, row.room // 2)
+        alphabet = rng.integers(1, source.vocab, size=_log_uniform(rng, SMALLEST_ALPHABET, source.vocab))
+        run = rng.choice(alphabet, size=n)
+        row.add(run, counts=False)
+        row.add(run, jump=True)
+    row.add(_text(source, rng, row.room), jump=True)
+    return row
+
+
+def lists(source: Source, rng: np.random.Generator, length: int) -> Row:
+    """Key-value lists (`apple => 4831 ; river => 2207 ;`), each followed by all of its keys in another order."""
+    row = Row(length)
+    keys = iter(rng.permutation(len(source.keys)))
+    while len(pairs := list(_pairs(source, rng, keys, row.room // 2))) >= FEWEST_PAIRS:
+        n = int(rng.integers(FEWEST_PAIRS, len(pairs) + 1))
+        for key, value in pairs[:n]:
+            _line(row, source, key, value, asked=False)
+        for i in rng.permutation(n):
+            _line(row, source, *pairs[i], asked=True)
+    row.add(_text(source, rng, row.room), jump=True)
+    return row
+
+
+MAKERS: dict[str, Callable[[Source, np.random.Generator, int], Row]] = {
+    "prose": prose, "passages": passages, "runs": runs, "lists": lists,
+}  # fmt: skip
+
+
+def _pairs(source: Source, rng: np.random.Generator, keys: Any, room: int) -> Any:
+    """Pairs of fresh keys and uniform values, as many as fit into `room` tokens."""
+    for index in keys:
+        key, value = source.keys[index], source.values[rng.integers(len(source.values))]
+        room -= len(key) + len(source.arrow) + len(value) + len(source.end)
+        if room < 0:
+            return
+        yield key, value
+
+
+def _line(row: Row, source: Source, key: list[int], value: list[int], asked: bool) -> None:
+    row.add(key, counts=False)
+    row.add(source.arrow)
+    row.add(value, counts=asked)
+    row.add(source.end)
+
+
+def _text(source: Source, rng: np.random.Generator, n: int) -> np.ndarray:
+    start = int(rng.integers(len(source.stream) - n + 1))
+    return source.stream[start : start + n]
+
+
+def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
+    """A whole number from low to high, each octave as likely as any other."""
+    return min(high, int(np.exp(rng.uniform(np.log(low), np.log(high + 1)))))

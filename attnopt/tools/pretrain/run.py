@@ -1,0 +1,142 @@
+"""The training run of the bundled teacher: steps, checkpoints, the record."""
+
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnopt.core.checkpoint import Checkpoint, key_of
+from attnopt.core.files import read_json, sha256
+from attnopt.core.machine import environment
+from attnopt.core.progress import progress_bar
+from attnopt.tools.pretrain.measure import ALONG, CHECK, FINAL, HOW, figures
+from attnopt.tools.pretrain.mix import MIX, Batch, Source, batch_of_step, source_of
+from attnopt.tools.pretrain.model import MINI, SHAPE, grown_model, optimizers, rate, save_teacher, set_rate
+from attnopt.tools.pretrain.text import TEXT, train_tokenizer, training_text
+
+SHORT, LONG, TOKENS, LONG_EVERY, SAVE_EVERY = 256, 1024, 8192, 4, 100
+
+
+def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start: Path = MINI) -> dict[str, Any]:
+    """Train the bundled teacher and write it to `out`; goes on where an earlier one stopped.
+
+    A call goes on from one with the same rate, seed and start. It may name other `steps`: the schedule changes there,
+    and the record's history says for each entry under how many steps it was reached.
+
+    Args:
+        wikitext: WikiText-2's folder with train.txt (the valid and test files are not opened).
+        out: folder for the tokenizer, the float16 safetensors and training.json.
+        steps: optimizer steps of TOKENS tokens.
+        start: folder of the smaller teacher that is grown and trained on.
+
+    Returns: the training record, whose figures are those of the float16 weights.
+
+    Raises:
+        UserError: train.txt is missing, `start` cannot be grown from, or another process runs the same training.
+    """
+    texts, held_out = training_text(wikitext)
+    tokenizer = train_tokenizer(texts)
+    source = source_of(tokenizer, texts)
+    checkpoint = Checkpoint(key_of("pretrain", lr, seed, sha256(*texts), SHAPE, sha256(start / "model.safetensors")))
+    with checkpoint.locked():
+        training = Training(grown_model(start, seed), lr)
+        training.resume(checkpoint.load())
+        training.run(source, steps, seed, lambda: figures(training.model, tokenizer, held_out, ALONG), checkpoint.save)
+        rounded = _rounded(training.model)
+        found = figures(rounded, tokenizer, held_out, FINAL)
+        record: dict[str, Any] = {"steps": steps, "tokens": steps * TOKENS, "lr": lr, "seed": seed}
+        record |= {"start": _origin(start), "seconds": round(training.seconds), "mix": MIX, "blocks": _blocks()}
+        record |= {"training_text": TEXT, "training_tokens": len(source.stream), "sha256": sha256(*texts)}
+        record |= {"figures": found, "measured": HOW, "history": training.history, "environment": environment()}
+        record |= {"figures_on_the_first_article": figures(rounded, tokenizer, held_out[:1], CHECK)}
+        save_teacher(training.model, tokenizer, out, record)
+    checkpoint.remove()
+    return record
+
+
+class Training:
+    """A model, its optimizers and how far they are; `state` and `resume` carry all of it from process to process."""
+
+    def __init__(self, model: Any, lr: float):
+        self.model, self.lr = model, lr
+        self.opts = optimizers(model, lr)
+        self.step, self.seconds = 0, 0.0
+        self.history: list[dict[str, Any]] = []
+
+    def run(
+        self, source: Source, steps: int, seed: int, measure: Callable[[], dict[str, Any]], save: Callable[[Any], None]
+    ) -> None:
+        """Train up to step `steps`; every SAVE_EVERY steps, and at the end, measure and save."""
+        loss_of = torch.compile(partial(_loss, self.model), dynamic=False)
+        with progress_bar(name="pretrain", unit="step", total=steps) as progress:
+            while self.step < steps:
+                started = time.perf_counter()
+                loss = self.update(loss_of, batch(source, seed, self.step), self.lr * rate(self.step, steps))
+                self.step, self.seconds = self.step + 1, self.seconds + time.perf_counter() - started
+                progress.update(self.step - progress.n)
+                if self.step % SAVE_EVERY == 0 or self.step == steps:
+                    reached = {"step": self.step, "steps": steps, "loss": loss, "seconds": round(self.seconds)}
+                    self.history.append(reached | measure())
+                    progress.write(str(self.history[-1]))
+                    save(self.state())
+
+    def update(self, loss_of: Callable[..., Tensor], batch: Batch, lr: float) -> float:
+        """One optimizer step; returns the loss before it."""
+        loss = loss_of(batch.ids, batch.counts, batch.positions)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        set_rate(self.opts, lr)
+        for opt in self.opts:
+            opt.step()
+            opt.zero_grad()
+        return loss.item()
+
+    def state(self) -> dict[str, Any]:
+        moving = {"model": self.model.state_dict(), "opts": [opt.state_dict() for opt in self.opts]}
+        done = {"step": self.step, "seconds": self.seconds, "history": self.history}
+        return moving | done | {"rng": torch.get_rng_state()}
+
+    def resume(self, state: dict[str, Any] | None) -> None:
+        """Go on from a state, if there is one."""
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        for opt, saved in zip(self.opts, state["opts"], strict=True):
+            opt.load_state_dict(saved)
+        torch.set_rng_state(state["rng"])
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+
+
+def batch(source: Source, seed: int, step: int) -> Batch:
+    """The step's rows: every LONG_EVERY-th step has long blocks, the others short ones, all of them TOKENS tokens."""
+    length = LONG if step % LONG_EVERY == LONG_EVERY - 1 else SHORT
+    return batch_of_step(source, seed, step, TOKENS // length, length)
+
+
+def _loss(model: Any, ids: Tensor, counts: Tensor, positions: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1]
+    nll = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    kept = counts[:, 1:].flatten()
+    return (nll * kept).sum() / kept.sum()
+
+
+def _rounded(model: Any) -> Any:
+    """The model as it is written: its weights rounded to float16."""
+    return copy.deepcopy(model).half().float()
+
+
+def _origin(start: Path) -> dict[str, Any]:
+    """What the run began with: the smaller teacher's name, its weights' digest and the tokens that it had seen."""
+    tokens = read_json(start / "training.json")["tokens"]
+    return {"name": start.name, "sha256": sha256(start / "model.safetensors"), "tokens": tokens}
+
+
+def _blocks() -> str:
+    return f"{SHORT} tokens, every {LONG_EVERY}th step {LONG}; {TOKENS} tokens a step"
