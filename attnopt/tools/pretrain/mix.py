@@ -123,7 +123,8 @@ def lists(source: Source, rng: np.random.Generator, length: int) -> Row:
         for key, value in pairs[:n]:
             _line(row, source, key, value, asked=False)
         for i in rng.permutation(n):
-            _line(row, source, *pairs[i], asked=True)
+            key, value = pairs[i]
+            _line(row, source, key, value, asked=True)
     row.add(_text(source, rng, row.room), jump=True)
     return row
 

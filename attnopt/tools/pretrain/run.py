@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnopt.core.checkpoint import Checkpoint, key_of
+from attnopt.core.checkpoint import Checkpoint, checkpoint_key
+from attnopt.core.code import code_digest
 from attnopt.core.files import read_json, sha256
 from attnopt.core.machine import environment
 from attnopt.core.progress import progress_bar
@@ -43,7 +44,8 @@ def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start:
     texts, held_out = training_text(wikitext)
     tokenizer = train_tokenizer(texts)
     source = source_of(tokenizer, texts)
-    checkpoint = Checkpoint(key_of("pretrain", lr, seed, sha256(*texts), SHAPE, sha256(start / "model.safetensors")))
+    inputs = (sha256(*texts), SHAPE, sha256(start / "model.safetensors"))
+    checkpoint = Checkpoint(checkpoint_key("pretrain", lr, seed, *inputs, code_digest(__name__)))
     with checkpoint.locked():
         training = Training(grown_model(start, seed), lr)
         training.resume(checkpoint.load())
