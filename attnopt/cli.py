@@ -180,10 +180,9 @@ def pretrain(
     lr: Annotated[float, typer.Option(min=0)] = 4e-3,
     seed: int = 0,
 ) -> None:
-    """Make the bundled teacher of 1024 positions, which copies and recalls, again.
+    """Make a teacher of 1024 positions that copies and recalls, grown from the bundled one of 256.
 
-    It is grown from the bundled one of 256 positions. It takes half an hour on two cores and goes on where it was
-    stopped.
+    It takes an hour on two cores and goes on where it was stopped. Use it with `teacher: {source: path, path: OUT}`.
     """
     from attnopt.tools.pretrain.run import pretrain as train
 
