@@ -81,6 +81,109 @@ class FeatureRow(Row):
     kl_forward: float
 
 
+class PositionBin(Row):
+    """The predicted tokens at positions start <= t < stop of long documents, t counted from 0 at a document's start.
+
+    Attributes:
+        blocks: documents; errors are over these. kl_forward, ce: means, nats. top1_agreement: a share.
+        ppl_ratio: the student's perplexity over the teacher's in the bin, ppl_ratio_low and _high its 95 % interval;
+        errors and intervals are None with a single document.
+    """
+
+    start: int
+    stop: int
+    tokens: int
+    blocks: int
+    kl_forward: float
+    kl_forward_se: float | None
+    top1_agreement: float
+    top1_agreement_se: float | None
+    ce: float
+    teacher_ce: float
+    ppl_ratio: float
+    ppl_ratio_low: float | None
+    ppl_ratio_high: float | None
+
+
+class GapRow(Row):
+    """The predicted tokens whose pair (token before, token) last stood `low` <= tokens back < `high` in the document.
+
+    Attributes:
+        low: 0 for those whose pair stands there for the first time, with `high` None. high: None for the last bin too.
+        kl_forward_se: over documents; None with a single one.
+    """
+
+    low: int
+    high: int | None
+    tokens: int
+    kl_forward: float
+    kl_forward_se: float | None
+    top1_agreement: float
+    ce: float
+    teacher_ce: float
+
+
+class LengthQuality(Row):
+    """Quality on contiguous pieces of `length` tokens of single documents, never packed; of the test split.
+
+    Attributes:
+        blocks: such pieces. positions: bins whose bounds are powers of two, the first and the last ones as they come.
+        gaps: by distance to the last occurrence of the predicted pair.
+        holds_to: the longest bound of a bin up to which all bins' KL stays within twice that of the first; None where
+        the first one alone does.
+    """
+
+    length: int
+    blocks: int
+    tokens: int
+    kl_forward: float
+    kl_forward_se: float | None
+    top1_agreement: float
+    ppl_ratio: float
+    ppl_ratio_low: float | None
+    ppl_ratio_high: float | None
+    positions: list[PositionBin]
+    gaps: list[GapRow]
+    holds_to: int | None
+
+
+Task = Literal["copy", "pairs", "phone_book", "needle"]
+
+
+class RecallRow(Row):
+    """A test of recall in context, student and teacher on the same items, teacher-forced.
+
+    Attributes:
+        task: copy: a passage repeated after a gap; pairs: a key-value list, every key queried; phone_book: one number of
+        a list of names; needle: a number in filler text.
+        size: the gap in tokens for copy, the number of pairs or names, the length in tokens for needle.
+        items: blocks. queries: answers asked for. tokens: the longest item's length.
+        accuracy, teacher_accuracy: shares of queries of which every token is the arg-max.
+        retention: accuracy over the teacher's, with its 95 % binomial interval, where the teacher reaches the bar
+        (`TEACHER_CAN`); None where this teacher cannot.
+        kl_answer: forward KL of the answers' tokens, nats, always; nll, teacher_nll: of the same tokens.
+    """
+
+    task: Task
+    size: int
+    items: int
+    queries: int
+    tokens: int
+    accuracy: float
+    teacher_accuracy: float
+    retention: float | None
+    retention_low: float | None
+    retention_high: float | None
+    kl_answer: float
+    kl_answer_se: float | None
+    nll: float
+    teacher_nll: float
+
+
+TEACHER_CAN = 0.9
+"""The teacher's accuracy from which on a retention is stated."""
+
+
 class CheckpointQuality(Row):
     """Of a student kept on the way."""
 
@@ -90,13 +193,17 @@ class CheckpointQuality(Row):
 
 class EvaluateRecord(StudentRecord):
     """Attributes:
-    splits: valid and test. layers, branches, pruned, features: empty where they do not apply.
+    splits: valid and test, in blocks as trained on. lengths: at each length of `evaluate.lengths`. recall: at each size.
+    state_bytes: of one sequence at each length, by length. layers, branches, pruned, features: empty where they do not apply.
     """
 
     stage: ClassVar[str] = "evaluate"
-    format: Literal[2] = 2
+    format: Literal[3] = 3
 
     splits: dict[str, Quality]
+    lengths: list[LengthQuality]
+    recall: list[RecallRow]
+    state_bytes: dict[int, int]
     layers: list[LayerRow]
     branches: list[BranchRow]
     pruned: list[PrunedRow]

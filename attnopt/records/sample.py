@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 from attnopt.records.base import Row, StudentRecord
+from attnopt.records.evaluate import Task
 
 
 class SampleRow(Row):
@@ -36,14 +37,34 @@ class CheckpointSamples(Row):
     samples: list[SampleRow]
 
 
+class GeneratedRecall(Row):
+    """A test of recall as `RecallRow`, but the student writes the answer itself, greedily, through its decoding state.
+
+    Attributes:
+        size: as in RecallRow. items: prompts. accuracy: share of answers that are right to the last character.
+        retention: accuracy over the teacher's, with its interval, where the teacher reaches `TEACHER_CAN`.
+    """
+
+    task: Task
+    size: int
+    items: int
+    tokens: int
+    accuracy: float
+    teacher_accuracy: float
+    retention: float | None
+    retention_low: float | None
+    retention_high: float | None
+
+
 class SampleRecord(StudentRecord):
     """Attributes:
-    settings: the section `sample` without its prompts.
+    settings: the section `sample` without its prompts. recall: answers that the student wrote itself.
     """
 
     stage: ClassVar[str] = "sample"
-    format: Literal[2] = 2
+    format: Literal[3] = 3
 
     settings: dict[str, Any]
     samples: list[SampleRow]
+    recall: list[GeneratedRecall]
     checkpoints: list[CheckpointSamples]
