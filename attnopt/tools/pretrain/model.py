@@ -1,7 +1,6 @@
 """The bundled teacher's network, its optimizers, and the folder that it is written to."""
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 import attnopt
 from attnopt.core.errors import UserError
 from attnopt.core.files import write_json, written_aside
+from attnopt.tools.pretrain.circuit import make_circuit, plant_match, plant_shifts
 from attnopt.tools.pretrain.text import POSITIONS, VOCAB
 
 SHAPE: dict[str, Any] = {
@@ -18,18 +18,19 @@ SHAPE: dict[str, Any] = {
     "activation_function": "gelu_pytorch_tanh", "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
 MINI = Path(attnopt.__file__).parent / "assets" / "mini-gpt2"
-WAVES, WAVE_STD, POSITION_RATE = 32, 0.05, 0.1
+POSITION_RATE = 0.1
+MATCHING = 0
+"""The head of the smaller teacher's first layer that the circuit takes: the one that it does best without."""
 
 
 def grown_model(start: Path, seed: int) -> Any:
     """A network of SHAPE that begins as the smaller teacher in `start`, whose width and vocabulary it shares.
 
-    Added layers stand in the middle and begin as identities. Added positions begin as the mean of the smaller
-    teacher's far ones; all of them get sines and cosines on top, so that a head that learns to attend to the token
-    before does so at every position at once.
+    Added layers stand at the bottom; the last of them, and a head of the layer above it, begin as the circuit that
+    copies, the others as identities. Added positions begin as the mean of the smaller teacher's far ones.
 
     Raises:
-        UserError: the smaller teacher has another width or vocabulary, or more layers or positions.
+        UserError: the smaller teacher has another width or vocabulary, as many layers, or more positions.
     """
     from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
@@ -38,43 +39,37 @@ def grown_model(start: Path, seed: int) -> Any:
     _refuse_misfit(old.config, shape, start)
     set_seed(seed)
     model = GPT2LMHeadModel(shape).train()
-    below = (old.config.n_layer + 1) // 2
-    added = shape.n_layer - old.config.n_layer
+    below = shape.n_layer - old.config.n_layer
+    blocks, wte = model.transformer.h, model.transformer.wte
     with torch.no_grad():
-        for block in model.transformer.h:
+        wte.load_state_dict(old.transformer.wte.state_dict())
+        model.transformer.ln_f.load_state_dict(old.transformer.ln_f.state_dict())
+        for block in blocks[:below]:
             block.attn.c_proj.weight.zero_()
             block.mlp.c_proj.weight.zero_()
         for i, block in enumerate(old.transformer.h):
-            model.transformer.h[i if i < below else i + added].load_state_dict(block.state_dict())
-        model.transformer.wte.load_state_dict(old.transformer.wte.state_dict())
-        model.transformer.ln_f.load_state_dict(old.transformer.ln_f.state_dict())
-        model.transformer.wpe.weight.copy_(longer_positions(old.transformer.wpe.weight, shape.n_positions))
+            blocks[below + i].load_state_dict(block.state_dict())
+        circuit = make_circuit(wte.weight, shape.n_positions, shape.n_embd // shape.n_head)
+        plant_shifts(blocks[below - 1], circuit, shape.n_head)
+        plant_match(blocks[below], circuit, MATCHING, shape.n_head)
+        longer = longer_positions(old.transformer.wpe.weight, shape.n_positions)
+        model.transformer.wpe.weight.copy_(longer + circuit.waves)
     return model
 
 
 def longer_positions(old: Tensor, length: int) -> Tensor:
-    """(length, width): the old rows, then the mean of their second half, and waves of WAVE_STD in random directions."""
+    """(length, width): the old rows, then the mean of their second half, whose last row was hardly trained."""
     far = old[len(old) // 2 : -1].mean(0, keepdim=True)
-    waves = min(WAVES, old.shape[1] // 2)
-    directions = torch.linalg.qr(torch.randn(old.shape[1], old.shape[1]))[0][: 2 * waves]
-    scale = WAVE_STD * math.sqrt(old.shape[1] / waves)
-    return torch.cat([old, far.expand(length - len(old), -1)]) + scale * sinusoids(length, waves) @ directions
+    return torch.cat([old, far.expand(length - len(old), -1)])
 
 
 def _refuse_misfit(old: Any, new: Any, start: Path) -> None:
     for name in ("n_embd", "n_head", "vocab_size"):
         if getattr(old, name) != getattr(new, name):
             raise UserError(f"{start}: {name} is {getattr(old, name)}; a teacher to grow from has {getattr(new, name)}")
-    for name in ("n_layer", "n_positions"):
-        if getattr(old, name) > getattr(new, name):
-            raise UserError(f"{start}: {name} is {getattr(old, name)}; at most {getattr(new, name)} can be grown from")
-
-
-def sinusoids(length: int, waves: int) -> Tensor:
-    """(length, 2 * waves) sines and cosines of Vaswani et al. (2017), wavelengths from 2 pi to 2 pi * length."""
-    frequency = float(length) ** (-torch.arange(waves) / max(1, waves - 1))
-    angle = torch.arange(length)[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], 1)
+    for name, most in (("n_layer", new.n_layer - 1), ("n_positions", new.n_positions)):
+        if getattr(old, name) > most:
+            raise UserError(f"{start}: {name} is {getattr(old, name)}; at most {most} can be grown from")
 
 
 def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
@@ -95,9 +90,9 @@ def set_rate(opts: list[torch.optim.Optimizer], lr: float) -> None:
             group["lr"] = lr * group.get("scale", 1.0)
 
 
-def rate(step: int, steps: int, warmup: int = 100) -> float:
-    """Warm-up, a plateau, and a linear decay to zero over the last half."""
-    return min(1.0, (step + 1) / warmup, (steps - step) / (0.5 * steps))
+def rate(step: int, steps: int, warmup: int = 50) -> float:
+    """Warm-up, then a linear decay to zero."""
+    return min((step + 1) / warmup, (steps - step) / steps)
 
 
 def save_teacher(model: Any, tokenizer: Any, out: Path, record: dict[str, Any]) -> None:

@@ -17,11 +17,11 @@ from attnopt.core.files import read_json, sha256
 from attnopt.core.machine import environment
 from attnopt.core.progress import progress_bar
 from attnopt.tools.pretrain.measure import ALONG, CHECK, FINAL, HOW, figures
-from attnopt.tools.pretrain.mix import MIX, Batch, Source, batch_of_step, source_of
+from attnopt.tools.pretrain.mix import HOME, MIX, Batch, Source, batch_of_step, source_of
 from attnopt.tools.pretrain.model import MINI, SHAPE, grown_model, optimizers, rate, save_teacher, set_rate
 from attnopt.tools.pretrain.text import TEXT, train_tokenizer, training_text
 
-SHORT, LONG, TOKENS, LONG_EVERY, SAVE_EVERY = 256, 1024, 8192, 4, 100
+SHORT, LONG, TOKENS, LONG_EVERY, SAVE_EVERY = 256, 1024, 8192, 4, 50
 
 
 def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start: Path = MINI) -> dict[str, Any]:
@@ -41,9 +41,9 @@ def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start:
     Raises:
         UserError: train.txt is missing, `start` cannot be grown from, or another process runs the same training.
     """
-    texts, held_out = training_text(wikitext)
+    texts, held_out, home = training_text(wikitext)
     tokenizer = train_tokenizer(texts)
-    source = source_of(tokenizer, texts)
+    source = source_of(tokenizer, texts, home)
     inputs = (sha256(*texts), SHAPE, sha256(start / "model.safetensors"))
     checkpoint = Checkpoint(checkpoint_key("pretrain", lr, seed, *inputs, code_digest(__name__)))
     with checkpoint.locked():
@@ -53,7 +53,8 @@ def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start:
         rounded = _rounded(training.model)
         found = figures(rounded, tokenizer, held_out, FINAL)
         record: dict[str, Any] = {"steps": steps, "tokens": steps * TOKENS, "lr": lr, "seed": seed}
-        record |= {"start": _origin(start), "seconds": round(training.seconds), "mix": MIX, "blocks": _blocks()}
+        record |= {"start": _origin(start), "seconds": round(training.seconds)}
+        record |= {"mix": MIX | {"home": HOME}, "blocks": _blocks()}
         record |= {"training_text": TEXT, "training_tokens": len(source.stream), "sha256": sha256(*texts)}
         record |= {"figures": found, "measured": HOW, "history": training.history, "environment": environment()}
         record |= {"figures_on_the_first_article": figures(rounded, tokenizer, held_out[:1], CHECK)}

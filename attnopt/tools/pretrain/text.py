@@ -19,8 +19,9 @@ TEXT = (
 )
 
 
-def training_text(wikitext: Path) -> tuple[list[str], list[str]]:
-    """The documents to train on, and the sample's valid articles, which are for measurements only.
+def training_text(wikitext: Path) -> tuple[list[str], list[str], int]:
+    """The documents to train on, the sample's valid articles, which are for measurements only, and how many of the
+    first, from the start on, are the sample's.
 
     Args:
         wikitext: WikiText-2's folder with train.txt; its valid and test files are not opened.
@@ -33,7 +34,7 @@ def training_text(wikitext: Path) -> tuple[list[str], list[str]]:
         raise UserError(f"{file} is missing: pretrain needs the folder of the tokenised WikiText-2")
     splits = split_documents([text for _, text in sample_articles()])
     prose = undo_wikitext(file.read_text(encoding="utf-8"))
-    return splits["train"] + re.split(r"\n\n(?== )", prose), splits["valid"]
+    return splits["train"] + re.split(r"\n\n(?== )", prose), splits["valid"], len(splits["train"])
 
 
 def train_tokenizer(texts: list[str], vocab: int = VOCAB, length: int = POSITIONS) -> Any:
