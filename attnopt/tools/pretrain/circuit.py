@@ -1,8 +1,8 @@
 """The circuit that copies, set by hand in the grown teacher so that training only has to tune it.
 
 Induction (Olsson et al. 2022, arXiv:2209.11895) takes two layers that are of no use one without the other, so that
-small models wait long for it. Here both begin in place. Positions carry `waves`, w_t: cosines and sines of many frequencies,
-so that a rotation R turns w_t into w_{t-1}. The heads of a first layer, one for each offset j,
+small models wait long for it. Here both begin in place. Positions carry `waves`, w_t: cosines and sines of many
+frequencies, so that a rotation R turns w_t into w_{t-1}. The heads of a first layer, one for each offset j,
 
     attend from t to t - j     q_t . k_s = gain (R^j w_t) . w_s
     and write A_j x_{t-j}      A_{j+1} = Q A_j, Q orthogonal, A_1 a random projection of whitened embeddings,
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 WAVES, WAVE_NORM = 32, 1.5
@@ -44,7 +45,7 @@ class Circuit:
 
 
 def make_circuit(embeddings: Tensor, length: int, head_dim: int) -> Circuit:
-    """Draw a circuit from torch's generator; directions of little variance in the embeddings (V, C) carry its signals."""
+    """Draw a circuit from torch's generator; where the embeddings (V, C) vary little, its signals lie."""
     centred = embeddings - embeddings.mean(0)
     _, spread, axes = torch.linalg.svd(centred, full_matrices=False)
     spread = spread / len(embeddings) ** 0.5
@@ -95,3 +96,24 @@ def plant_match(block: Any, circuit: Circuit, head: int, heads: int) -> None:
         block.attn.c_attn.weight[:, i * width : (i + 1) * width][:, part] = weight / scale
         block.attn.c_attn.bias[i * width : (i + 1) * width][part] = -(block.ln_1.bias @ (weight / scale))
     block.attn.c_proj.weight[part] = COPY_NORM * circuit.read.T
+
+
+def match_loss(block: Any, hidden: Tensor, head: int, sources: Tensor) -> Tensor:
+    """Mean negative log weight of a GPT-2 block's head on `sources`, in nats.
+
+    Args:
+        hidden: (B, T, C) what enters the block.
+        sources: (B, T) the token that each is to attend to, -1 for none.
+    """
+    attn = block.attn
+    part = slice(head * attn.head_dim, (head + 1) * attn.head_dim)
+    x = block.ln_1(hidden)
+    q, k = (
+        F.linear(x, attn.c_attn.weight[:, start:][:, part].T, attn.c_attn.bias[start:][part])
+        for start in (0, attn.embed_dim)
+    )
+    future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+    scores = (q @ k.mT * attn.head_dim**-0.5).float().masked_fill(future, -torch.inf)
+    found = scores.gather(2, sources.clamp(min=0)[..., None])[..., 0] - scores.logsumexp(-1)
+    asked = sources >= 0
+    return -(found * asked).sum() / asked.sum().clamp(min=1)

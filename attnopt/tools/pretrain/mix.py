@@ -38,29 +38,38 @@ class Source:
 
 @dataclass(frozen=True)
 class Batch:
-    """(rows, length) each: tokens, whether their loss counts, and their positions."""
+    """(rows, length) each: tokens, whether their loss counts, their positions, and where the token that follows stood
+    before, -1 where it did not."""
 
     ids: Tensor
     counts: Tensor
     positions: Tensor
+    sources: Tensor
 
 
 class Row:
-    """A block in the making: its token ids, and for each whether its loss counts."""
+    """A block in the making: its token ids, and for each whether its loss counts and where it was copied from."""
 
     def __init__(self, length: int):
         self.length = length
         self.ids: list[int] = []
         self.counts: list[bool] = []
+        self.origins: list[int] = []
 
     @property
     def room(self) -> int:
         return self.length - len(self.ids)
 
-    def add(self, ids: Any, counts: bool = True, jump: bool = False) -> None:
-        """Append tokens; with `jump` the first of them does not count, for nothing announces it."""
+    def add(self, ids: Any, counts: bool = True, jump: bool = False, origin: int | None = None) -> None:
+        """Append tokens; with `jump` the first of them does not count, for nothing announces it.
+
+        Args:
+            origin: where in the row the tokens that these are a copy of begin.
+        """
         self.ids += [int(i) for i in ids]
-        self.counts += [counts and not (jump and i == 0) for i in range(len(ids))]
+        announced = [not (jump and i == 0) for i in range(len(ids))]
+        self.counts += [counts and known for known in announced]
+        self.origins += [-1 if origin is None or not known else origin + i for i, known in enumerate(announced)]
 
 
 def source_of(tokenizer: Any, texts: list[str], home: int) -> Source:
@@ -87,7 +96,8 @@ def batch_of_step(source: Source, seed: int, step: int, rows: int, length: int) 
     shift = rng.integers(0, POSITIONS - length + 1, size=(rows, 1)) * (rng.random((rows, 1)) < 0.5)
     positions = np.arange(length) + shift * (np.arange(length) > 0)
     ids, counts = [row.ids for row in made], [row.counts for row in made]
-    return Batch(torch.tensor(ids), torch.tensor(counts), torch.from_numpy(positions))
+    sources = torch.tensor([[*row.origins[1:], -1] for row in made])
+    return Batch(torch.tensor(ids), torch.tensor(counts), torch.from_numpy(positions), sources)
 
 
 def prose(source: Source, rng: np.random.Generator, length: int) -> Row:
@@ -104,8 +114,9 @@ def passages(source: Source, rng: np.random.Generator, length: int) -> Row:
         n = _log_uniform(rng, SHORTEST_COPY, min(row.room // 2, max(SHORTEST_COPY, length // 4)))
         gap = int(rng.integers(0, row.room - 2 * n + 1))
         text = _text(source, rng, n + gap)
+        start = len(row.ids)
         row.add(text, jump=True)
-        row.add(text[:n], jump=True)
+        row.add(text[:n], jump=True, origin=start)
     row.add(_text(source, rng, row.room), jump=True)
     return row
 
@@ -117,8 +128,9 @@ def runs(source: Source, rng: np.random.Generator, length: int) -> Row:
         n = _log_uniform(rng, SHORTEST_RUN, row.room // 2)
         alphabet = rng.integers(1, source.vocab, size=_log_uniform(rng, SMALLEST_ALPHABET, source.vocab))
         run = rng.choice(alphabet, size=n)
+        start = len(row.ids)
         row.add(run, counts=False)
-        row.add(run, jump=True)
+        row.add(run, jump=True, origin=start)
     row.add(_text(source, rng, row.room), jump=True)
     return row
 
@@ -129,11 +141,9 @@ def lists(source: Source, rng: np.random.Generator, length: int) -> Row:
     keys = iter(rng.permutation(len(source.keys)))
     while len(pairs := list(_pairs(source, rng, keys, row.room // 2))) >= FEWEST_PAIRS:
         n = int(rng.integers(FEWEST_PAIRS, len(pairs) + 1))
-        for key, value in pairs[:n]:
-            _line(row, source, key, value, asked=False)
+        defined = [_line(row, source, key, value, None) for key, value in pairs[:n]]
         for i in rng.permutation(n):
-            key, value = pairs[i]
-            _line(row, source, key, value, asked=True)
+            _line(row, source, *pairs[i], defined[i])
     row.add(_text(source, rng, row.room), jump=True)
     return row
 
@@ -153,11 +163,14 @@ def _pairs(source: Source, rng: np.random.Generator, keys: Any, room: int) -> An
         yield key, value
 
 
-def _line(row: Row, source: Source, key: list[int], value: list[int], asked: bool) -> None:
+def _line(row: Row, source: Source, key: list[int], value: list[int], origin: int | None) -> int:
+    """Append a line, whose value counts where it was given at `origin` before; returns where its value begins."""
     row.add(key, counts=False)
     row.add(source.arrow)
-    row.add(value, counts=asked)
+    start = len(row.ids)
+    row.add(value, counts=origin is not None, origin=origin)
     row.add(source.end)
+    return start
 
 
 def _text(source: Source, rng: np.random.Generator, n: int) -> np.ndarray:

@@ -16,12 +16,15 @@ from attnopt.core.code import code_digest
 from attnopt.core.files import read_json, sha256
 from attnopt.core.machine import environment
 from attnopt.core.progress import progress_bar
+from attnopt.tools.pretrain.circuit import match_loss
 from attnopt.tools.pretrain.measure import ALONG, CHECK, FINAL, HOW, figures
 from attnopt.tools.pretrain.mix import HOME, MIX, Batch, Source, batch_of_step, source_of
-from attnopt.tools.pretrain.model import MINI, SHAPE, grown_model, optimizers, rate, save_teacher, set_rate
+from attnopt.tools.pretrain.model import MATCHING, MINI, SHAPE, grown_model, optimizers, rate, save_teacher, set_rate
 from attnopt.tools.pretrain.text import TEXT, train_tokenizer, training_text
 
 SHORT, LONG, TOKENS, LONG_EVERY, SAVE_EVERY = 256, 1024, 8192, 4, 50
+GUIDE, GUIDED = 0.3, 0.7
+"""Weight of the loss on where heads look, at the start, and the share of the run over which it falls to zero."""
 
 
 def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start: Path = MINI) -> dict[str, Any]:
@@ -80,7 +83,9 @@ class Training:
         with progress_bar(name="pretrain", unit="step", total=steps) as progress:
             while self.step < steps:
                 started = time.perf_counter()
-                loss = self.update(loss_of, batch(source, seed, self.step), self.lr * rate(self.step, steps))
+                guide = torch.tensor(GUIDE * max(0.0, 1 - self.step / steps / GUIDED))
+                lr = self.lr * rate(self.step, steps)
+                loss = self.update(loss_of, batch(source, seed, self.step), guide, lr)
                 self.step, self.seconds = self.step + 1, self.seconds + time.perf_counter() - started
                 progress.update(self.step - progress.n)
                 if self.step % SAVE_EVERY == 0 or self.step == steps:
@@ -89,10 +94,10 @@ class Training:
                     progress.write(str(self.history[-1]))
                     save(self.state())
 
-    def update(self, loss_of: Callable[..., Tensor], batch: Batch, lr: float) -> float:
+    def update(self, loss_of: Callable[..., tuple[Tensor, Tensor]], batch: Batch, guide: Tensor, lr: float) -> float:
         """One optimizer step; returns the loss before it."""
-        loss = loss_of(batch.ids, batch.counts, batch.positions)
-        loss.backward()
+        total, loss = loss_of(*vars(batch).values(), guide)
+        total.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         set_rate(self.opts, lr)
         for opt in self.opts:
@@ -122,12 +127,21 @@ def batch(source: Source, seed: int, step: int) -> Batch:
     return batch_of_step(source, seed, step, TOKENS // length, length)
 
 
-def _loss(model: Any, ids: Tensor, counts: Tensor, positions: Tensor) -> Tensor:
+def _loss(
+    model: Any, ids: Tensor, counts: Tensor, positions: Tensor, sources: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What is trained on, and the part of it that is the language model's loss.
+
+    Args:
+        weight: of the second part, the heads of MATCHING's negative log weight on where the next token stood before.
+    """
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1]
-    nll = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+        out = model(input_ids=ids, position_ids=positions, use_cache=False, output_hidden_states=True)
+        matched = [match_loss(model.transformer.h[i], out.hidden_states[i], h, sources) for i, h in MATCHING]
+    nll = F.cross_entropy(out.logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     kept = counts[:, 1:].flatten()
-    return (nll * kept).sum() / kept.sum()
+    loss = (nll * kept).sum() / kept.sum()
+    return loss + weight * torch.stack(matched).sum(), loss
 
 
 def _rounded(model: Any) -> Any:
