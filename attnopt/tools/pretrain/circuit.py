@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WAVES, WAVE_NORM = 32, 1.5
+WAVE_NORM = 1.5
 SHIFT_GAIN, MATCH_GAIN = 3.0, 2.0
 MEMORY_NORM, COPY_NORM = 0.3, 0.5
 
@@ -31,8 +31,8 @@ class Circuit:
     """Directions in the stream (width C) and maps of a head (width D).
 
     Attributes:
-        waves: (length, C) what is added to the positions' embeddings. frame: (2 n, C) orthonormal, what they span,
-            n cosines and then n sines. turns: (n,) the angle of each between neighbours.
+        waves: (length, C) what is added to the positions' embeddings. frame: (D, C) orthonormal, what they span,
+            D / 2 cosines and then as many sines. turns: (D / 2,) the angle of each between neighbours.
         read: (C, D) A_1. turn: (D, D) Q. memory: (D, C) orthonormal, where u_t lies in the stream.
     """
 
@@ -49,12 +49,12 @@ def make_circuit(embeddings: Tensor, length: int, head_dim: int) -> Circuit:
     centred = embeddings - embeddings.mean(0)
     _, spread, axes = torch.linalg.svd(centred, full_matrices=False)
     spread = spread / len(embeddings) ** 0.5
-    frame, memory = axes[-2 * WAVES :].flip(0), axes[-2 * WAVES - head_dim : -2 * WAVES]
-    turns = math.pi * (torch.arange(WAVES) + torch.rand(WAVES)) / WAVES
-    turns[: WAVES // 4] = float(length) ** (-torch.arange(WAVES // 4) / (WAVES // 4))
+    frame, memory, kept = axes[-head_dim:].flip(0), axes[-2 * head_dim : -head_dim], axes[:-head_dim]
+    n = head_dim // 2
+    turns = math.pi * (torch.arange(n) + torch.rand(n)) / n
+    turns[: n // 4] = float(length) ** (-torch.arange(n // 4) / (n // 4))
     angle = torch.arange(length)[:, None] * turns
-    waves = torch.cat([angle.cos(), angle.sin()], 1) @ frame * (WAVE_NORM / WAVES**0.5)
-    kept = axes[: len(axes) - 2 * WAVES]
+    waves = torch.cat([angle.cos(), angle.sin()], 1) @ frame * (WAVE_NORM / n**0.5)
     mix = torch.linalg.qr(torch.randn(len(kept), head_dim))[0]
     read = kept.T / spread[: len(kept)] @ mix / head_dim**0.5
     return Circuit(waves, frame, turns, read, torch.linalg.qr(torch.randn(head_dim, head_dim))[0], memory)
@@ -67,22 +67,18 @@ def plant_shifts(block: Any, circuit: Circuit, heads: int) -> None:
         layer.bias.zero_()
     width = circuit.read.shape[0]
     dim = width // heads
-    cosines, sines = circuit.frame[:WAVES], circuit.frame[WAVES:]
+    cosines, sines = circuit.frame.chunk(2)
     attn, read = block.attn, circuit.read
     for j in range(heads):
         angle = (j + 1) * circuit.turns[:, None]
         q = torch.cat([cosines * angle.cos() + sines * angle.sin(), sines * angle.cos() - cosines * angle.sin()])
         part = slice(j * dim, (j + 1) * dim)
         gain = (SHIFT_GAIN * dim**0.5) ** 0.5
-        attn.c_attn.weight[:, :width][:, part] = _padded(q, dim).T * gain
-        attn.c_attn.weight[:, width : 2 * width][:, part] = _padded(circuit.frame, dim).T * gain
+        attn.c_attn.weight[:, :width][:, part] = q.T * gain
+        attn.c_attn.weight[:, width : 2 * width][:, part] = circuit.frame.T * gain
         attn.c_attn.weight[:, 2 * width :][:, part] = read
         attn.c_proj.weight[part] = MEMORY_NORM * circuit.memory
         read = read @ circuit.turn.T
-
-
-def _padded(rows: Tensor, dim: int) -> Tensor:
-    return torch.cat([rows, rows.new_zeros(dim - len(rows), rows.shape[1])])
 
 
 def plant_match(block: Any, circuit: Circuit, head: int, heads: int) -> None:

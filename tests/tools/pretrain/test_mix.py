@@ -19,13 +19,13 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def source(tokenizer: Any) -> mix.Source:
-    return mix.source_of(tokenizer, [sentences(i, 40) for i in range(20)])
+    return mix.source_of(tokenizer, [sentences(i, 40) for i in range(20)], home=5)
 
 
 @pytest.fixture(scope="module")
 def counted() -> mix.Source:
     """Text in which every token tells its place, so that a jump is seen."""
-    return mix.Source(np.arange(5000), [[5001]], [[5002]], [5003], [5004], 6000)
+    return mix.Source(np.arange(5000), 2000, [[5001]], [[5002]], [5003], [5004], 6000)
 
 
 @pytest.mark.parametrize("kind", mix.MAKERS)
@@ -109,6 +109,26 @@ def test_keys_and_defined_values_do_not_count_all_else_does(source: mix.Source, 
 def test_pieces_put_together_are_tokenised_as_the_whole(source: mix.Source, tokenizer: Any) -> None:
     ids = source.keys[3] + source.arrow + source.values[17] + source.end
     assert tokenizer.encode(tokenizer.decode(ids), add_special_tokens=False) == ids
+
+
+def test_a_source_is_where_the_next_token_stood_first_and_every_copied_token_has_one(source: mix.Source) -> None:
+    batch = mix.batch_of_step(source, 1, 0, 60, 256)
+    led = batch.sources >= 0
+    rows, t = led.nonzero(as_tuple=True)
+    assert torch.equal(batch.ids[rows, t + 1], batch.ids[rows, batch.sources[rows, t]])
+    assert (batch.sources[rows, t] <= t).all()
+    assert not led[:, -1].any()
+    for kind, least in {"passages": 20, "runs": 90, "lists": 20}.items():
+        row = mix.MAKERS[kind](source, np.random.default_rng(3), 256)
+        assert sum(origin >= 0 for origin in row.origins) >= least
+        assert all(counts for counts, origin in zip(row.counts, row.origins, strict=True) if origin >= 0)
+    assert set(mix.prose(source, np.random.default_rng(3), 256).origins) == {-1}
+
+
+def test_half_of_the_text_is_from_the_sample(counted: mix.Source) -> None:
+    starts = [mix.prose(counted, np.random.default_rng(seed), 64).ids[0] for seed in range(400)]
+    home = sum(start < 2000 for start in starts) / 400
+    assert home == pytest.approx(mix.HOME + (1 - mix.HOME) * 2000 / 5000, abs=0.07)
 
 
 def test_a_batch_is_a_function_of_its_step_alone(source: mix.Source) -> None:

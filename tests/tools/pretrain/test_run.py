@@ -12,13 +12,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from attnopt.tools.pretrain import mix, model, run, text
 
-SMALL = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
+SMALL = {"n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 32}
 
 
 @pytest.fixture
 def little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with train.txt and a teacher to grow from; sizes that train in a second."""
     monkeypatch.setattr(model, "SHAPE", model.SHAPE | SMALL | {"n_layer": 2, "n_positions": 64})
+    monkeypatch.setattr(run, "MATCHING", ((1, 0), (1, 3)))
     monkeypatch.setattr(mix, "POSITIONS", 64)
     for name, value in {"SHORT": 32, "LONG": 64, "TOKENS": 128, "LONG_EVERY": 2, "SAVE_EVERY": 2}.items():
         monkeypatch.setattr(run, name, value)
@@ -58,7 +59,7 @@ def test_the_record_says_what_was_done(little: Path) -> None:
     record = json.loads((little / "out" / "training.json").read_text())
     assert record["start"]["tokens"] == 7
     assert record["tokens"] == 2 * 128
-    assert record["mix"] == mix.MIX
+    assert record["mix"] == mix.MIX | {"home": mix.HOME}
     assert record["history"][-1]["steps"] == record["steps"] == 2
     assert record["figures_on_the_first_article"] == {"perplexity": {"128": 1.0}}
     assert set(record["figures"]) <= set(record["measured"])
@@ -71,8 +72,14 @@ def test_tokens_that_do_not_count_leave_the_loss_alone(little: Path) -> None:
     counts = torch.rand(2, 16) < 0.2
     logp = net(input_ids=ids, position_ids=positions).logits.log_softmax(-1)
     expected = [-logp[b, t - 1, ids[b, t]] for b in range(2) for t in range(1, 16) if counts[b, t]]
-    loss = run._loss(net, ids, counts, positions)
+    sources, weight = torch.full((2, 16), -1), torch.tensor(0.3)
+    total, loss = run._loss(net, ids, counts, positions, sources, weight)
     torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-2, atol=0)
+    assert torch.equal(total, loss)
+    sources[1, 9] = 4
+    total, again = run._loss(net, ids, counts, positions, sources, weight)
+    assert torch.equal(again, loss)
+    assert total > loss
 
 
 def test_every_fourth_step_has_long_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

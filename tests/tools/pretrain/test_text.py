@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, sentences
-from transformers import AutoTokenizer
+from conftest import sentences
 
 from attnopt.core.errors import UserError
 from attnopt.tools.pretrain import text
@@ -14,21 +13,13 @@ def test_training_never_opens_valid_or_test(tmp_path: Path, monkeypatch: pytest.
     sample = list(text.sample_articles())
     monkeypatch.setattr(text, "sample_articles", lambda: sample)
     (tmp_path / "train.txt").write_text(" = A = \n \n " + sentences(0, 20))
-    texts, valid = text.training_text(tmp_path)
+    texts, valid, home = text.training_text(tmp_path)
     splits = text.split_documents([article for _, article in sample])
     assert valid == splits["valid"]
+    assert texts[:home] == splits["train"]
     assert not set(texts) & {*splits["valid"], *splits["test"]}
     with pytest.raises(UserError, match=r"train.txt is missing"):
         text.training_text(tmp_path / "nowhere")
-
-
-def test_both_bundled_teachers_have_one_vocabulary() -> None:
-    assets = ROOT / "attnopt" / "assets"
-    if not (assets / "mini-gpt2-1024").is_dir():
-        pytest.skip("a teacher of 1024 positions is not bundled yet")
-    short, long = (AutoTokenizer.from_pretrained(assets / name) for name in ("mini-gpt2", "mini-gpt2-1024"))
-    assert short.get_vocab() == long.get_vocab()
-    assert long.model_max_length == text.POSITIONS == 4 * short.model_max_length
 
 
 def test_every_text_ends_with_the_end_token() -> None:
