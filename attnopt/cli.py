@@ -175,18 +175,20 @@ def doctor() -> None:
 @app.command()
 def pretrain(
     wikitext: Annotated[Path, typer.Argument(help="Folder with WikiText-2's train.txt.")],
-    out: Annotated[Path, typer.Option(help="Where the model is written.")] = Path("attnopt/assets/mini-gpt2-1024"),
-    steps: Annotated[int, typer.Option(min=1)] = 2000,
-    lr: Annotated[float, typer.Option(min=0)] = 4e-3,
+    start: Annotated[Path, typer.Argument(help="Folder of the teacher of 256 positions that it grows from.")],
+    out: Annotated[Path, typer.Option(help="Where the model is written.")] = Path("mini-gpt2"),
+    steps: Annotated[int, typer.Option(min=1)] = 1500,
+    lr: Annotated[float, typer.Option(min=0)] = 3e-3,
     seed: int = 0,
 ) -> None:
-    """Make a teacher of 1024 positions that copies and recalls, grown from the bundled one of 256.
+    """Make the bundled teacher, of 1024 positions, that copies and recalls.
 
-    It takes an hour on two cores and goes on where it was stopped. Use it with `teacher: {source: path, path: OUT}`.
+    It grows from the one that was bundled before (attnopt/assets/mini-gpt2 at 43c4871), takes an hour on two cores and
+    goes on where it was stopped. Use it with `teacher: {source: path, path: OUT}`.
     """
     from attnopt.tools.pretrain.run import pretrain as train
 
-    train(wikitext, out, steps, lr, seed)
+    train(wikitext, out, steps, lr, seed, start)
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import attnopt
 from attnopt.core.errors import UserError
 from attnopt.core.files import write_json, written_aside
 from attnopt.tools.pretrain.circuit import make_circuit, plant_match, plant_shifts
@@ -17,7 +16,6 @@ SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB, "n_positions": POSITIONS, "n_embd": 256, "n_layer": 5, "n_head": 4, "attn_pdrop": 0.0,
     "activation_function": "gelu_pytorch_tanh", "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
-MINI = Path(attnopt.__file__).parent / "assets" / "mini-gpt2"
 POSITION_RATE = 0.1
 MATCHING = ((1, 0), (4, 2))
 """(layer, head) of the heads that are led to where the next token stood before. The first begins as the circuit's: of

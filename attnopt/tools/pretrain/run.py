@@ -19,7 +19,7 @@ from attnopt.core.progress import progress_bar
 from attnopt.tools.pretrain.circuit import match_loss
 from attnopt.tools.pretrain.measure import ALONG, CHECK, FINAL, HOW, figures
 from attnopt.tools.pretrain.mix import HOME, MIX, Batch, Source, batch_of_step, source_of
-from attnopt.tools.pretrain.model import MATCHING, MINI, SHAPE, grown_model, optimizers, rate, save_teacher, set_rate
+from attnopt.tools.pretrain.model import MATCHING, SHAPE, grown_model, optimizers, rate, save_teacher, set_rate
 from attnopt.tools.pretrain.text import TEXT, train_tokenizer, training_text
 
 SHORT, LONG, TOKENS, LONG_EVERY, SAVE_EVERY = 256, 1024, 8192, 4, 50
@@ -27,7 +27,7 @@ GUIDE, GUIDED = 0.3, 0.7
 """Weight of the loss on where heads look, at the start, and the share of the run over which it falls to zero."""
 
 
-def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start: Path = MINI) -> dict[str, Any]:
+def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start: Path) -> dict[str, Any]:
     """Train the bundled teacher and write it to `out`; goes on where an earlier one stopped.
 
     A call goes on from one with the same rate, seed and start. It may name other `steps`: the schedule changes there,
