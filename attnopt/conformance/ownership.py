@@ -52,7 +52,8 @@ def _texts(case: Case, seed: int) -> Inputs:
 
 def _joined(first: Inputs, then: Inputs) -> Inputs:
     """The tokens of both, one after the other."""
-    assert first.hidden is not None and then.hidden is not None
+    assert first.hidden is not None
+    assert then.hidden is not None
     q, k, v = (torch.cat(pair, 2) for pair in ((first.q, then.q), (first.k, then.k), (first.v, then.v)))
     return Inputs(q, k, v, torch.cat([first.hidden, then.hidden], 1))
 
