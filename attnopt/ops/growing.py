@@ -3,6 +3,8 @@
 Joining old keys and new ones (`torch.cat`) copies all of them at every decoding step. Here they lie at the start of a
 larger memory, whose size doubles when it is full, so that a token is copied about once in all.
 
+A window drops old tokens: `last` leaves them where they are, and its memory slides only once in as many steps.
+
 A `Tokens` never changes: `append` returns another one, longer, which shares the memory. The memory knows how many of
 its tokens are taken. A `Tokens` that ends there is the newest and is appended to in place; any other one, as where a
 state is continued twice, is copied first. So nobody's tokens are ever written over, and all that it costs to be sure is
@@ -14,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
+
+from attnopt.ops.tensors import own_copy
 
 
 class Memory:
@@ -52,25 +56,25 @@ class Tokens:
         count: n.
     """
 
-    __slots__ = ("_memory", "count")
+    __slots__ = ("_memory", "_start", "count")
 
     def __init__(self, data: Tensor):
-        self._memory, self.count = Memory(data, data.shape[2]), data.shape[2]
+        self._memory, self._start, self.count = Memory(data, data.shape[2]), 0, data.shape[2]
 
     @classmethod
-    def _of(cls, memory: Memory, count: int) -> "Tokens":
+    def _of(cls, memory: Memory, count: int, start: int = 0) -> "Tokens":
         made = cls.__new__(cls)
-        made._memory, made.count = memory, count
+        made._memory, made._start, made.count = memory, start, count
         return made
 
     @property
     def tensor(self) -> Tensor:
         """The tokens (B, G, n, D): a view, to be read only, whose rows are dense."""
-        return self._memory.data[:, :, : self.count]
+        return self._memory.data[:, :, self._start : self._start + self.count]
 
     @property
     def capacity(self) -> int:
-        """How many tokens there is memory for: n after a prefill, and below 2 n where all were appended."""
+        """How many tokens there is memory for: n after a prefill, at most 2 n later."""
         return self._memory.data.shape[2]
 
     def append(self, new: Tensor) -> "Tokens":
@@ -79,26 +83,34 @@ class Tokens:
         Written in place where nobody else has appended to these same tokens, copied where somebody has. Where gradients
         are wanted it is torch.cat.
         """
-        memory, count = self._memory, self.count + new.shape[2]
+        memory, start, count = self._memory, self._start, self.count + new.shape[2]
         if not _writable(memory.data, new):
             return type(self)(torch.cat([self.tensor, new], dim=2))
-        if memory.taken != self.count:
-            memory = Memory(_with_room(self.tensor, count), self.count)
-        elif count > self.capacity:
+        fits = start + count <= self.capacity
+        if memory.taken != start + self.count or (start and not fits):
+            memory, start = Memory(_with_room(self.tensor, count), self.count), 0
+        elif not fits:
             memory.data = _with_room(memory.data, count)
         # `.data`: tokens that a backward pass has kept stay as they are, which autograd, counting writes, cannot know
-        memory.data.data[:, :, self.count : count] = new
-        memory.taken = count
-        return self._of(memory, count)
+        memory.data.data[:, :, start + self.count : start + count] = new
+        memory.taken = start + count
+        return self._of(memory, count, start)
+
+    def last(self, count: int) -> "Tokens":
+        """The last `count` of these tokens, or all: in the same memory unless that is over twice as much."""
+        left_out = max(self.count - count, 0)
+        if self._memory.data.requires_grad or self.capacity > 2 * (self.count - left_out):
+            return type(self)(own_copy(self.tensor[:, :, left_out:]))
+        return self._of(self._memory, self.count - left_out, self._start + left_out)
 
     def with_room(self) -> "Tokens":
         """The same tokens in memory of their own, with as much room behind them as decoding has in its midst."""
-        data = self.tensor.detach()
-        return self._of(Memory(_with_room(data, data.shape[2] + 1), self.count), self.count)
+        data = _with_room(self.tensor.detach(), self.count + 1)
+        return self._of(Memory(data, self.count), self.count)
 
     def select(self, index: Tensor) -> "Tokens":
         """The sequences `index` (n,) of the batch, in memory of their own, with room behind them if these have it."""
-        data = self._memory.data[:, :, : 2 * self.count]
+        data = self._memory.data[:, :, self._start : self._start + 2 * self.count]
         return self._of(Memory(data.index_select(0, index.to(data.device)), self.count), self.count)
 
     def __repr__(self) -> str:

@@ -57,6 +57,32 @@ def test_what_continues_one_state_twice_sees_nothing_of_the_other() -> None:
     assert len({t.tensor.data_ptr() for t in (left, right, third)}) == 3
 
 
+def test_a_window_slides_in_twice_its_memory_and_is_copied_once_in_as_many_steps() -> None:
+    window, expected, places, before = Tokens(new(8)), new(8), set(), []
+    for i in range(100):
+        before.append((window, expected))
+        window, expected = window.append(new(1, i)).last(8), torch.cat([expected, new(1, i)], 2)[:, :, -8:]
+        assert torch.equal(window.tensor, expected)
+        assert window.capacity == 16
+        places.add(window._memory.data.data_ptr())
+    assert len(places) <= 100 / 8 + 1
+    for older, tokens in before:
+        assert torch.equal(older.tensor, tokens)
+        assert torch.equal(older.append(new(1, 500)).last(8).tensor, torch.cat([tokens, new(1, 500)], 2)[:, :, -8:])
+    assert torch.equal(window.tensor, expected)
+
+
+@pytest.mark.parametrize(("count", "capacity"), [(8, 9), (5, 9), (4, 4), (0, 0), (99, 9)])
+def test_the_last_tokens_take_memory_of_their_own_where_the_old_is_too_large(count: int, capacity: int) -> None:
+    tokens, expected = grown(4, 5)
+    last = tokens.last(count)
+    assert torch.equal(last.tensor, expected[:, :, max(9 - count, 0) :])
+    assert last.capacity == capacity
+    index = torch.tensor([1, 0, 1])
+    assert torch.equal(last.select(index).tensor, last.tensor[index])
+    assert torch.equal(last.with_room().append(new(2)).tensor, torch.cat([last.tensor, new(2)], 2))
+
+
 def test_what_outgrows_its_memory_frees_it_for_all_who_shared_it() -> None:
     start, expected = grown(6)
     longer = start.append(new(1, 1))
