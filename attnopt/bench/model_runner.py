@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from attnopt import mechanisms
 from attnopt.bench.work import Setting, Work, weight_bytes
-from attnopt.mechanisms.base import State, measured_bytes, with_room
+from attnopt.mechanisms.base import State, measured_bytes
+from attnopt.mechanisms.shared.states import with_room
 from attnopt.records.bench import Phase
 from attnopt.student.attach import mechanisms_of
 from attnopt.student.layers import attention_layers, describe_layer

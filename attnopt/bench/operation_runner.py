@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from attnopt.bench.work import Setting, Work, weight_bytes
-from attnopt.mechanisms.base import Geometry, Inputs, State, measured_bytes, with_room
+from attnopt.mechanisms.base import Geometry, Inputs, State, measured_bytes
+from attnopt.mechanisms.shared.states import with_room
 from attnopt.records.bench import Phase
 
 

@@ -26,7 +26,8 @@ from attnopt.conformance.case import (
 from attnopt.conformance.causal import future_effects, ways
 from attnopt.conformance.memory import peak_bytes
 from attnopt.mechanisms import Inputs, Mechanism
-from attnopt.mechanisms.base import State, filled_bytes, measured_bytes, select_rows
+from attnopt.mechanisms.base import State, measured_bytes, select_rows
+from attnopt.mechanisms.shared.states import filled_bytes
 from attnopt.mechanisms.softmax import Softmax
 from attnopt.ops.tensors import repeat_heads
 

@@ -24,15 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from attnopt.core.section import Section
-from attnopt.mechanisms.shared.states import (
-    Rows,
-    State,
-    filled_bytes,
-    measured_bytes,
-    one_row,
-    select_rows,
-    with_room,
-)
+from attnopt.mechanisms.shared.states import Rows, State, measured_bytes, one_row, select_rows
 
 __all__ = [
     "SHORT",
@@ -42,10 +34,8 @@ __all__ = [
     "MechanismOptions",
     "Rows",
     "State",
-    "filled_bytes",
     "measured_bytes",
     "select_rows",
-    "with_room",
 ]
 
 

@@ -8,8 +8,8 @@ import torch
 
 from attnopt.conformance.memory import peak_bytes
 from attnopt.mechanisms import Geometry, Inputs, load_mechanism
-from attnopt.mechanisms.base import filled_bytes, with_room
 from attnopt.mechanisms.shared import nsa_native as _nsa_native
+from attnopt.mechanisms.shared.states import filled_bytes, with_room
 from attnopt.mechanisms.softmax import Softmax
 
 NSA = load_mechanism("nsa")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from attnopt.mechanisms.base import filled_bytes, measured_bytes, select_rows, with_room
+from attnopt.mechanisms.shared.states import filled_bytes, measured_bytes, select_rows, with_room
 from attnopt.ops.growing import Tokens
 
 

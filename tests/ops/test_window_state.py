@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attnopt.mechanisms.base import filled_bytes, measured_bytes
+from attnopt.mechanisms.shared.states import filled_bytes, measured_bytes
 from attnopt.ops.window_state import append_tokens
 
 
