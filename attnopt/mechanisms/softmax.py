@@ -40,17 +40,18 @@ class Softmax(Mechanism):
         pass
 
     def extend(self, x: Inputs, state: SoftmaxState | None = None) -> tuple[Tensor, State]:
-        if state is None:
-            after = SoftmaxState(Tokens(own_copy(x.k)), Tokens(own_copy(x.v)))
-        else:
-            after = SoftmaxState(state.k.append(x.k), state.v.append(x.v))
-        k, v = after.k.tensor, after.v.tensor
-        new, seen = x.q.shape[2], k.shape[2]
+        if state is None:  # a copy, as views would keep the model's whole q, k, v alive; attention reads what came
+            return self._attend(x.q, x.k, x.v), SoftmaxState(Tokens(own_copy(x.k)), Tokens(own_copy(x.v)))
+        after = SoftmaxState(state.k.append(x.k), state.v.append(x.v))
+        return self._attend(x.q, after.k.tensor, after.v.tensor), after
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The output of queries q (B, H, T, D), whose own tokens are the last T of k and v (B, G, S, D)."""
+        new, seen = q.shape[2], k.shape[2]
         bias = None if new in (1, seen) else torch.ones(new, seen, dtype=torch.bool, device=k.device).tril(seen - new)
-        out = F.scaled_dot_product_attention(
-            x.q, k, v, bias, is_causal=1 < new == seen, scale=self.geometry.scaling, enable_gqa=True
+        return F.scaled_dot_product_attention(
+            q, k, v, bias, is_causal=1 < new == seen, scale=self.geometry.scaling, enable_gqa=True
         )
-        return out, after
 
     def reference(self, x: Inputs) -> Tensor:
         heads = x.q.shape[1]

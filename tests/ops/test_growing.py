@@ -151,7 +151,7 @@ def test_what_began_under_inference_mode_goes_on_outside_and_the_other_way() -> 
     with torch.inference_mode():
         outside.append(new(1))
     weight = torch.ones(4, dtype=torch.float64, requires_grad=True)
-    (outside.tensor @ weight).sum().backward()
+    (outside.tensor * weight).sum().backward()
 
 
 def test_what_does_not_fit_is_refused_and_another_precision_is_kept() -> None:
