@@ -103,7 +103,7 @@ def test_state_is_bounded_and_long_streams_agree(picks: int):
     for t in range(150):
         out, state = routing(x.slice(t, t + 1), state)
         outs.append(out)
-        sizes.add(state.members.k.shape[2] + state.k.shape[2])
+        sizes.add(state.members.k.shape[2] + state.kept.k.shape[2])
     torch.testing.assert_close(torch.cat(outs, 2), whole)
     torch.testing.assert_close(whole, routing.reference(x))
     assert max(sizes) == 3 * 5 + 3
