@@ -29,7 +29,6 @@ from pydantic import Field
 from torch import Tensor
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
-from attnopt.mechanisms.shared.sizing import HALF
 from attnopt.ops.kmeans import k_means, nearest
 from attnopt.ops.output_pieces import Pieces
 from attnopt.ops.softmax.band import Prefix, band_attention
@@ -43,6 +42,8 @@ EXTEND_SPAN = 2048
 """Longer sequences are taken in spans of this many tokens, so that what they need in between stays small."""
 FIT_TOKENS = 512
 """Tokens of each sequence that `fit` looks at."""
+SHARE = 0.51
+"""Of a budget of state, what the clusters take: as many tokens as the window, and their counts."""
 RIDGE = 1e-3
 """The ridge of the regression, relative to the mean square of a query's entries."""
 
@@ -300,11 +301,11 @@ class Routing(Mechanism):
         if options.branches == "window":
             return (window,)
         if "clusters" in given:
-            return Size(("members",), HALF), window
+            return Size(("members",), SHARE), window
         least = options.picks if "picks" in given else 1
         numbers = {"clusters": lambda n: n, "members": lambda n: n, "picks": lambda n: max(1, n // 2)}
         free = {name: f for name, f in numbers.items() if name not in given}
-        return Size(tuple(free), HALF, lambda n: [f(n) for f in free.values()], least), window
+        return Size(tuple(free), SHARE, lambda n: [f(n) for f in free.values()], least), window
 
     @classmethod
     def limit(cls, length: int) -> Options:

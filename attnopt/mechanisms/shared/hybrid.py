@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
 from attnopt.mechanisms.shared.centring import Centre
-from attnopt.mechanisms.shared.sizing import HALF
 from attnopt.ops.linear.chunked import LIMIT, LinearState, linear_attention
 from attnopt.ops.output_pieces import Pieces
 from attnopt.ops.softmax.band import Prefix, band_attention
@@ -236,7 +235,7 @@ class Hybrid(Mechanism):
     @classmethod
     def sizes(cls, geometry: Geometry, options: Options) -> tuple[Size, ...]:
         window = Size(("window",))
-        return (window,) if options.branches == "window" else (Size(("feature_dim",), HALF), window)
+        return (window,) if options.branches == "window" else (Size(("feature_dim",), share=0.5), window)
 
     @torch.no_grad()
     def fit(self, x: Inputs) -> None:

@@ -5,9 +5,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-HALF = 0.5
-"""Of a budget that a window shares with what stands for the tokens behind it: the part of the latter."""
-
 
 class Size(NamedTuple):
     """Options that grow together, with a number n = least, least + 1, ...
