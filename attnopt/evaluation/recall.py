@@ -85,11 +85,9 @@ def copy_items(
     Raises:
         ValueError: the text is shorter than a passage and its gap.
     """
-    if len(stream) < passage + gap:
+    if ends is None and len(stream) < passage + gap:
         raise ValueError(f"{len(stream)} tokens of text, {passage + gap} needed")
     possible = starts_within([len(stream)] if ends is None else ends, passage + gap)
-    if not len(possible):
-        raise ValueError(f"no document of {passage + gap} tokens")
     g = torch.Generator().manual_seed(seed)
     starts = possible[torch.randint(len(possible), (n_items, 1), generator=g)]
     text = stream[starts + torch.arange(passage + gap)]
@@ -102,8 +100,15 @@ def copy_items(
 
 
 def starts_within(ends: Sequence[int] | np.ndarray, length: int) -> Tensor:
-    """(n,) every place of a stream where `length` tokens begin that lie in one document; `ends`: where these end."""
-    bounds = zip([0, *ends[:-1]], ends, strict=True)
+    """(n,) every place of a stream where `length` tokens begin that lie in one document; `ends`: where these end.
+
+    Raises:
+        ValueError: no document is that long.
+    """
+    sizes = np.diff(ends, prepend=0)
+    if sizes.max(initial=0) < length:
+        raise ValueError(f"no document has {length} tokens, the longest has {sizes.max(initial=0)}")
+    bounds = zip(ends - sizes, ends, strict=True)
     return torch.cat([torch.arange(start, max(start, stop - length + 1)) for start, stop in bounds])
 
 

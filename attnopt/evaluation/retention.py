@@ -48,7 +48,7 @@ def draw_items(params: EvaluateParams, documents: Documents, tokenizer: Any, pos
     """
     words = words_of(tokenizer.batch_decode(list(documents))) if any(params.recall.values()) else []
     draw = _draws(documents, tokenizer, words, params)
-    return [_drawn(task, size, draw[task], positions) for task, sizes in params.recall.items() for size in sizes]
+    return [_drawn(task, size, draw[task], positions) for task in draw for size in params.recall.get(task, [])]
 
 
 def _draws(
@@ -167,5 +167,5 @@ def design_effect(right: np.ndarray, item: np.ndarray) -> float:
     """How many times the variance of independent queries the mean's is, 1 at least."""
     rows = item == np.unique(item)[:, None]
     mean, error = mean_and_error(np.where(rows, right, 0), rows)
-    independent = mean * (1 - mean) / len(right)
+    independent = mean * (1 - mean) / max(1, len(right) - 1)
     return max(1.0, error**2 / independent) if error is not None and independent else 1.0

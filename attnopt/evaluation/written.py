@@ -10,7 +10,7 @@ is judged up to its first line break.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,14 +56,14 @@ def draw_prompts(params: SampleParams, documents: Documents, tokenizer: Any, pos
     Raises: UserError that names the key where the text does not give such prompts, or one has more tokens than that.
     """
     words = words_of(tokenizer.batch_decode(list(documents))) if params.recall.get("phone_book") else []
-    draw: dict[str, Callable[[int, np.random.Generator], Iterable[tuple[str, str]]]] = {
+    draw: dict[Literal["copy", "phone_book"], Callable[[int, np.random.Generator], Iterable[tuple[str, str]]]] = {
         "copy": lambda size, rng: copy_texts(documents, tokenizer, size, DRAWN * params.items, rng),
         "phone_book": lambda size, rng: book_texts(words, size, DRAWN * params.items, rng),
     }
     return [
         _asked(task, size, draw[task], params, tokenizer, positions)
-        for task, sizes in params.recall.items()
-        for size in sizes
+        for task in draw
+        for size in params.recall.get(task, [])
     ]
 
 
@@ -99,10 +99,7 @@ def copy_texts(
 
     Raises: ValueError where no document is that long.
     """
-    starts = starts_within(documents.ends, passage)
-    if not len(starts):
-        raise ValueError(f"no document of {passage} tokens")
-    found = []
+    starts, found = starts_within(documents.ends, passage), []
     for start in starts[torch.from_numpy(rng.integers(len(starts), size=count))].tolist():
         text = " ".join(tokenizer.decode(documents.tokens[start : start + passage], skip_special_tokens=True).split())
         first, _, rest = text.partition(" ")
