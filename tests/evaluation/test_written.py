@@ -1,5 +1,6 @@
 """Recall that models write themselves: the prompts are what they say, and an answer is right to the last character."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from attnopt.corpus.blocks import Documents, read_documents
 from attnopt.evaluation.params import SampleParams
 from attnopt.evaluation.written import Asked, Prompt, Written, answered, commonest, draw_prompts
 from attnopt.records.sample import SampleRecord
+from attnopt.student.attach import attach
+from attnopt.student.swap import Swap
 from attnopt.teacher.model import load_teacher
 
 
@@ -100,6 +103,22 @@ def test_an_answer_is_right_to_the_last_character_and_ends_where_its_line_does(w
     found = answered(scribe, tokenizer, Asked("copy", 3, prompts))
     assert found.tolist() == [True, True, False, False, False, False, True]
     assert scribe.batches == [(6, 3), (1, 4)]
+
+
+@torch.no_grad()
+def test_what_is_written_through_the_state_is_the_arg_max_of_whole_forward_passes(world: tuple[Documents, Any]) -> None:
+    documents, tokenizer = world
+    model, _ = load_teacher(settings.load_settings().teacher)
+    for writer in (model, attach(copy.deepcopy(model), Swap("window", {"window": 4, "sinks": 1}))):
+        prompts = []
+        for ids in documents.tokens[:90].reshape(3, 30).astype(int):
+            text = torch.from_numpy(ids)[None]
+            for _ in range(12):
+                text = torch.cat([text, writer(text, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+            line = tokenizer.decode(text[0, 30:], skip_special_tokens=True).split("\n")[0]
+            prompts.append(Prompt(tuple(ids.tolist()), line, 11))
+        assert len({prompt.answer for prompt in prompts}) > 1
+        assert answered(writer, tokenizer, Asked("copy", 3, prompts)).all()
 
 
 def test_a_student_is_held_against_what_the_teacher_wrote(world: tuple[Documents, Any]) -> None:
