@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from attnopt.ops.divergence import forward_kl
+from attnopt.student.distance import LOGITS
 from attnopt.teacher.head import Head, hidden_states
-
-LOGITS = 2**22
-"""Of one model at a time: positions go through the head in pieces, so that a large vocabulary needs no more memory."""
 
 Measures = dict[str, np.ndarray]
 
