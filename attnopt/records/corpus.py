@@ -1,4 +1,4 @@
-"""data/corpus/manifest.json, which `attnopt tokenize` leaves beside the blocks of every split."""
+"""data/corpus/manifest.json, which `attnopt tokenize` leaves beside the blocks and documents of every split."""
 
 from typing import ClassVar, Literal
 
@@ -6,7 +6,7 @@ from attnopt.records.base import Record, Row
 
 
 class SplitCounts(Row):
-    """Of a split's text, and `blocks` of what is kept of it."""
+    """Of a split's text, all of whose documents are kept, and `blocks` of what is cut from it, thinned out."""
 
     documents: int
     words: int
@@ -21,7 +21,7 @@ class CorpusManifest(Record):
     """
 
     stage: ClassVar[str] = "tokenize"
-    format: Literal[1] = 1
+    format: Literal[2] = 2
 
     source: str
     name: str
