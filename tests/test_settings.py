@@ -31,6 +31,10 @@ WRONG = {
     "reverse KL of a part": ({"teacher": {"logits": "topk"}, "distill": {"kl": "reverse"}}, "none: distill.kl reverse needs whole distributions, and teacher.logits topk keeps a part"),
     "JSD of a part": ({"teacher": {"logits": "sampled"}, "none": {"distill": {"kl": "jsd"}}}, "none: distill.kl jsd needs whole distributions, and teacher.logits sampled keeps"),
     "a temperature of a part": ({"teacher": {"logits": "sampled"}, "distill": {"temperature": 2.0}}, "distill.temperature 2.0 needs whole distributions, and teacher.logits sampled"),
+    "long blocks that are short": ({"corpus": {"long_block": 32}}, "long_block 32 is not above block 32"),
+    "long blocks of a teacher": ({"corpus": {"source": "teacher", "max_tokens": 99, "long_block": 64}}, "long_block: source teacher samples blocks of one length"),
+    "a share of no long blocks": ({"none": {"distill": {"long_share": 0.2}}}, "none: distill.long_share 0.2 needs corpus.long_block"),
+    "a share above one": ({"teacher": {"shift": 1.5}}, "'teacher.shift' is 1.5"),
     "a list for a section": ({"none": [1]}, "none: must be a mapping"),
 }  # fmt: skip
 

@@ -13,6 +13,9 @@ from attnopt.corpus.params import CorpusParams
 from attnopt.corpus.sources import SPLITS, documents
 from attnopt.records.corpus import CorpusManifest, SplitCounts
 
+LONG = "long"
+"""The train split cut into longer blocks."""
+
 
 def tokenize(
     texts: list[str], tokenizer: Any, block: int, max_tokens: int | None = None
@@ -44,7 +47,7 @@ def _counts(texts: list[str], tokens: int, blocks: int) -> SplitCounts:
 def write_corpus(
     params: CorpusParams, tokenizer: Any, out: Path, sample: Callable[[int], np.ndarray] | None = None
 ) -> CorpusManifest:
-    """Tokenise the whole corpus into the folder `out`: {split}.npy and manifest.json, which is returned.
+    """Tokenise the whole corpus into the folder `out`: {split}.npy, long.npy and manifest.json, which is returned.
 
     Args:
         sample: gives so many blocks of the teacher's own text; needed for source teacher, and for no other.
@@ -64,6 +67,8 @@ def write_corpus(
             tokens = splits[split].tokens
             raise UserError(f"corpus: the {split} split has {tokens} tokens, fewer than one block of {params.block}")
         np.save(out / f"{split}.npy", blocks)
+    if params.long_block:
+        np.save(out / f"{LONG}.npy", _long_blocks(found["train"], tokenizer, params))
     manifest = CorpusManifest(
         source=params.source,
         name=params.id or params.path or wiki.SAMPLE,
@@ -71,10 +76,21 @@ def write_corpus(
         tokenizer=sha256(tokenizer.backend_tokenizer.to_str()),
         vocabulary=len(tokenizer),
         block=params.block,
+        long_block=params.long_block,
         splits=splits,
     )
     manifest.write(out / "manifest.json")
     return manifest
+
+
+def _long_blocks(texts: list[str], tokenizer: Any, params: CorpusParams) -> np.ndarray:
+    """(n, long_block) contiguous text of the train split. Raises UserError where it does not fill one."""
+    assert params.long_block is not None
+    blocks, counts = tokenize(texts, tokenizer, params.long_block, params.max_tokens)
+    if not len(blocks):
+        tokens = min(counts.tokens, params.max_tokens or counts.tokens)
+        raise UserError(f"corpus.long_block: {tokens} training tokens do not fill one block of {params.long_block}")
+    return blocks
 
 
 def _as_corpus(sampled: np.ndarray, tokenizer: Any) -> tuple[np.ndarray, SplitCounts]:
@@ -85,7 +101,7 @@ def _as_corpus(sampled: np.ndarray, tokenizer: Any) -> tuple[np.ndarray, SplitCo
 
 
 def read_blocks(folder: Path, split: str) -> np.ndarray:
-    """The split's blocks (n, block), memory-mapped and read-only.
+    """The split's blocks (n, block), or (n, long_block) of LONG, memory-mapped and read-only.
 
     Raises: UserError naming the file where it is missing, damaged or not what the manifest says.
     """
@@ -96,10 +112,17 @@ def read_blocks(folder: Path, split: str) -> np.ndarray:
         raise UserError(f"{path} is missing: run `dvc repro tokenize` first") from None
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): run `dvc repro -f -s tokenize`") from None
-    expected = (manifest.splits[split].blocks, manifest.block)
+    of_split = (manifest.splits[split].blocks, manifest.block) if split != LONG else None
+    expected = of_split or (*blocks.shape[:1], manifest.long_block)
     if blocks.shape != expected:
         raise UserError(f"{path} holds blocks {blocks.shape}, its manifest says {expected}: run `dvc repro tokenize`")
     return blocks
+
+
+def read_all_blocks(folder: Path) -> dict[str, np.ndarray]:
+    """Every split's blocks, and the longer ones where there are any. Raises UserError as `read_blocks` does."""
+    long = (LONG,) if read_manifest(folder).long_block else ()
+    return {split: read_blocks(folder, split) for split in (*SPLITS, *long)}
 
 
 def read_manifest(folder: Path) -> CorpusManifest:

@@ -59,8 +59,12 @@ class Call:
 
 
 @torch.no_grad()
-def layer_calls(model: Any, ids: Tensor) -> list[Call]:
-    """The calls of a model's attention layers on blocks of token ids (B, T), by layer."""
+def layer_calls(model: Any, ids: Tensor, positions: Tensor | None = None) -> list[Call]:
+    """The calls of a model's attention layers on blocks of token ids (B, T), by layer.
+
+    Args:
+        positions: (B, T) where the tokens stand; None: at 0, 1, 2, ...
+    """
     calls: list[Call] = []
     seen: list[Inputs] = []
 
@@ -74,13 +78,13 @@ def layer_calls(model: Any, ids: Tensor) -> list[Call]:
     layers = attention_layers(model)
     mechanisms = [m for layer in layers for m in layer.modules() if isinstance(m, Mechanism)]
     with watched(layers, after=keep_call), watched(mechanisms, before=keep_inputs):
-        hidden_states(model, ids)
+        hidden_states(model, ids, positions)
     return calls
 
 
-def layer_inputs(swapped: Any, ids: Tensor) -> list[Inputs]:
-    """q, k, v and hidden as they enter every layer's mechanism, on blocks of token ids (B, T)."""
-    return [call.inputs for call in layer_calls(swapped, ids) if call.inputs is not None]
+def layer_inputs(swapped: Any, ids: Tensor, positions: Tensor | None = None) -> list[Inputs]:
+    """q, k, v and hidden as they enter every layer's mechanism, on blocks of token ids (B, T) at these positions."""
+    return [call.inputs for call in layer_calls(swapped, ids, positions) if call.inputs is not None]
 
 
 @contextmanager

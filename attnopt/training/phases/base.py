@@ -26,7 +26,7 @@ class Objective(nn.Module):
 
         objective = Distill(student, dataset, variant, seeds, torch.float32)
         trainable = objective.begin()                            # all else is frozen
-        loss, kl = objective(ids, dataset.targets("train", rows, ids))
+        loss, kl = objective(ids, dataset.targets("train", rows, ids), dataset.positions("train", rows, ids.device))
         loss.backward()
         optimizer.step()
         objective.end()                                          # the student is a plain model again
@@ -68,20 +68,21 @@ class Objective(nn.Module):
             parameter.requires_grad_(True)
         return found
 
-    def forward(self, ids: Tensor, targets: Targets | None) -> Loss:
+    def forward(self, ids: Tensor, targets: Targets | None, positions: Tensor | None = None) -> Loss:
         """The loss of some blocks, the mechanisms' penalties included.
 
         Args:
             ids: (b, T) token ids. targets: what `dataset.targets` gave for them, where `needs_targets` is set.
+            positions: (b, T) where they stand; None: at 0, 1, 2, ...
         """
         with autocast(ids.device, self.dtype):
-            loss, kl = self.loss(ids, targets)
+            loss, kl = self.loss(ids, targets, positions)
         for mechanism in mechanisms_of(self.student):
             if (penalty := mechanism.penalty()) is not None:
                 loss = loss + penalty
         return loss, kl
 
-    def loss(self, ids: Tensor, targets: Targets | None) -> Loss:
+    def loss(self, ids: Tensor, targets: Targets | None, positions: Tensor | None) -> Loss:
         """The same without penalties: what a subclass defines."""
         raise NotImplementedError
 

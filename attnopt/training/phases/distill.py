@@ -24,9 +24,9 @@ class Distill(Objective):
         super().__init__(*args)
         self.head = head_of(self.student)
 
-    def loss(self, ids: Tensor, targets: Targets | None) -> Loss:
+    def loss(self, ids: Tensor, targets: Targets | None, positions: Tensor | None) -> Loss:
         assert targets is not None
         p = self.variant.distill
         spec = LossSpec(p.kl, p.ce_weight, p.temperature, p.loss_chunk)
-        ours = hidden_states(self.student, ids)[:, :-1].flatten(0, 1)
+        ours = hidden_states(self.student, ids, positions)[:, :-1].flatten(0, 1)
         return distillation_loss(ours, self.head, targets, ids[:, 1:].flatten(), spec)

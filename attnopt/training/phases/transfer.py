@@ -45,10 +45,10 @@ class Transfer(Objective):
         """A softmax copy where q and k are to be seen as they enter the attention; the teacher itself is faster."""
         return softmax_copy(self.dataset.teacher) if self.weights else self.dataset.teacher
 
-    def loss(self, ids: Tensor, targets: Targets | None) -> Loss:
+    def loss(self, ids: Tensor, targets: Targets | None, positions: Tensor | None) -> Loss:
         layers: list[Any] = attention_layers(self.student)
         losses = []
-        for layer, call in zip(layers, layer_calls(self.teacher, ids), strict=True):
+        for layer, call in zip(layers, layer_calls(self.teacher, ids, positions), strict=True):
             with ExitStack() as watched:
                 weights = watched.enter_context(attention_weights(layer.mechanism)) if self.weights else []
                 ours = layer(*call.args, **call.kwargs)[0]
