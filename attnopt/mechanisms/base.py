@@ -103,7 +103,7 @@ class Inputs:
 
 
 SHORT = 192
-"""Tokens up to which a (T, T) matrix of weights is less work on a CPU than the forms that stream."""
+"""Tokens up to which a (T, T) matrix of weights is less work on a CPU than streaming, where nothing else is known."""
 
 
 class MechanismOptions(Section):
@@ -178,6 +178,8 @@ class Mechanism(nn.Module):
     the weights can be matched to the teacher's."""
     working: Literal["linear", "quadratic"] = "linear"
     """How the memory of a training pass grows with the length of the sequence."""
+    parallel_up_to: int = SHORT
+    """Tokens up to which `parallel` is less work than `extend`: what benchmarks/parallel.py says."""
 
     class Options(MechanismOptions):
         """The options; a mechanism without any leaves this class as it is."""
@@ -216,7 +218,7 @@ class Mechanism(nn.Module):
             return self._extend_rows(x, state)
         if keeps_state or state is not None:
             return self.extend(x, state)
-        return (self.parallel(x) if x.q.shape[2] <= SHORT else self.extend(x)[0]), None
+        return (self.parallel(x) if x.q.shape[2] <= self.parallel_up_to else self.extend(x)[0]), None
 
     def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
         """The output for the new tokens and the state after them: prefill, chunk and decoding step in one.
@@ -238,7 +240,7 @@ class Mechanism(nn.Module):
         it must be equal in value and gradient.
 
         Args:
-            x: a whole sequence of up to `SHORT` tokens, none of them padding.
+            x: a whole sequence, in training of up to `parallel_up_to` tokens, none of them padding.
 
         Returns: out (B, H, T, D) in q's dtype.
         """

@@ -31,6 +31,7 @@ class Performer(Mechanism):
     source = "https://arxiv.org/abs/2009.14794"
     paper = "Choromanski et al. 2021"
     growth = "constant"
+    parallel_up_to = 256
     dense_weights = True
     cost = "F D"
     random_features = "features"

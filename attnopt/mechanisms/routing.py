@@ -76,6 +76,7 @@ class Routing(Mechanism):
     source = "https://arxiv.org/abs/2003.05997"
     paper = "Roy et al. 2021"
     growth = "window"
+    parallel_up_to = 512
     cost = "(window + p m + clusters) D"
 
     class Options(MechanismOptions):

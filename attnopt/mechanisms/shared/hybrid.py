@@ -52,6 +52,7 @@ class Hybrid(Mechanism):
     """
 
     growth = "window"
+    parallel_up_to = 256
 
     class Options(MechanismOptions):
         window: int = Field(default=16, ge=0)
