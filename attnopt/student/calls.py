@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +57,11 @@ class Call:
     output: Tensor
     inputs: Inputs | None
 
+    @property
+    def hidden(self) -> Tensor:
+        """(B, T, C) the hidden states that the layer got."""
+        return self.args[0] if self.args else self.kwargs["hidden_states"]
+
 
 @torch.no_grad()
 def layer_calls(model: Any, ids: Tensor, positions: Tensor | None = None) -> list[Call]:
@@ -72,11 +77,10 @@ def layer_calls(model: Any, ids: Tensor, positions: Tensor | None = None) -> lis
         seen.append(args[0])
 
     def keep_call(_: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        without_mask = kwargs | {"attention_mask": None} if "attention_mask" in kwargs else kwargs
-        calls.append(Call(args, without_mask, output[0], seen.pop() if seen else None))
+        calls.append(Call(args, _without_mask(kwargs), output[0], seen.pop() if seen else None))
 
     layers = attention_layers(model)
-    mechanisms = [m for layer in layers for m in layer.modules() if isinstance(m, Mechanism)]
+    mechanisms = [m for layer in layers for m in _mechanisms_in(layer)]
     with watched(layers, after=keep_call), watched(mechanisms, before=keep_inputs):
         hidden_states(model, ids, positions)
     return calls
@@ -85,6 +89,52 @@ def layer_calls(model: Any, ids: Tensor, positions: Tensor | None = None) -> lis
 def layer_inputs(swapped: Any, ids: Tensor, positions: Tensor | None = None) -> list[Inputs]:
     """q, k, v and hidden as they enter every layer's mechanism, on blocks of token ids (B, T) at these positions."""
     return [call.inputs for call in layer_calls(swapped, ids, positions) if call.inputs is not None]
+
+
+class _Enough(Exception):
+    """Ends a call of which no more is wanted."""
+
+
+@torch.no_grad()
+def replayed_calls(
+    model: Any, ids: Tensor, positions: Tensor | None, hidden: Tensor, outputs: Tensor
+) -> Iterator[Call]:
+    """What `layer_calls` gives, by what is known of it: the model runs up to its first attention layer and no further.
+
+    Only models whose attention layers are all called with the same arguments, but for the hidden states, can be
+    replayed.
+
+    Args:
+        hidden, outputs: (layers, B, T, C) what each layer got and gave.
+    """
+    layers = attention_layers(model)
+    args, kwargs = _first_arguments(layers[0], lambda: hidden_states(model, ids, positions))
+    for layer, got, gave in zip(layers, hidden, outputs, strict=True):
+        given = ((got, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": got})
+        inside = _mechanisms_in(layer)
+        entered = _first_arguments(inside[0], lambda: layer(*given[0], **given[1]))[0][0] if inside else None  # noqa: B023
+        yield Call(*given, gave, entered)
+
+
+def _first_arguments(module: nn.Module, run: Callable[[], Any]) -> tuple[tuple, dict[str, Any]]:
+    """What a module is called with first in `run`, which ends there."""
+    seen: list[tuple[tuple, dict[str, Any]]] = []
+
+    def keep(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen.append((args, _without_mask(kwargs)))
+        raise _Enough
+
+    with watched([module], before=keep), suppress(_Enough):
+        run()
+    return seen[0]
+
+
+def _without_mask(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return kwargs | {"attention_mask": None} if "attention_mask" in kwargs else kwargs
+
+
+def _mechanisms_in(layer: nn.Module) -> list[Mechanism]:
+    return [m for m in layer.modules() if isinstance(m, Mechanism)]
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from attnopt.core.distributed import Alone
 from attnopt.core.errors import UserError
 from attnopt.corpus.blocks import LONG
 from attnopt.targets.dataset import Dataset
-from attnopt.targets.targets import Targets
 from attnopt.training.params import DistillParams
+from attnopt.training.phases.base import Told
 from attnopt.training.resume import Phase
 from attnopt.training.schedule import Cut, batch_rows, long_cut
 
-Part = tuple[Tensor, Targets | None, Tensor | None]
+Part = tuple[Tensor, Told, Tensor | None]
 """Blocks (b, T) of token ids, what the teacher says of them where the objective asks, and positions (b, T) unless they
 are 0, 1, 2, ..."""
 
@@ -81,5 +81,4 @@ class Batches:
 
     def _part(self, phase: Phase, split: str, rows: np.ndarray) -> Part:
         ids = token_ids(self.dataset.blocks[split][rows], self.group.device)
-        targets = self.dataset.targets(split, rows, ids) if phase.objective.needs_targets else None
-        return ids, targets, self.dataset.positions(split, rows, ids.device)
+        return ids, phase.objective.targets(split, rows, ids), self.dataset.positions(split, rows, ids.device)

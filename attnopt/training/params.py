@@ -35,6 +35,9 @@ class TransferParams(PhaseParams):
     """Attention transfer: every layer's output matched on the teacher's own inputs."""
 
     loss: Literal["outputs", "weights", "both"] = "outputs"
+    layers: Literal["online", "cached"] = "online"
+    """Whether the teacher's layers are run at every step, or what they get and give is read from disk: it is written
+    once for all variants, in 4 C bytes per token and layer, under .checkpoints."""
 
 
 class AlignParams(PhaseParams):

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from attnopt.targets.targets import Targets
 from attnopt.teacher.positions import placed
 from attnopt.training.params import PhaseName
-from attnopt.training.phases.base import Loss, Objective, relative_error
+from attnopt.training.phases.base import Loss, Objective, Told, relative_error
 
 
 class Align(Objective):
@@ -19,7 +18,7 @@ class Align(Objective):
 
     name: ClassVar[PhaseName] = "align"
 
-    def loss(self, ids: Tensor, targets: Targets | None, positions: Tensor | None) -> Loss:
+    def loss(self, ids: Tensor, targets: Told, positions: Tensor | None) -> Loss:
         with torch.no_grad():
             theirs = _hidden_by_layer(self.dataset.teacher, ids, positions)
         ours = _hidden_by_layer(self.student, ids, positions)
