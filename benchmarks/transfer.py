@@ -42,11 +42,16 @@ def make_teacher(shape: str) -> Any:
     torch.manual_seed(0)
     common: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": 4096}
     if shape == "bundled":
-        dropout = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
-        config = GPT2Config(n_layer=5, n_embd=256, n_head=4, n_positions=1024, **dropout, **common)
-        return fused(GPT2LMHeadModel(config).eval().requires_grad_(False))
-    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
-    config = LlamaConfig(**sizes, num_key_value_heads=3, max_position_embeddings=8192, **common)
+        dropout: dict[str, Any] = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+        small = GPT2Config(n_layer=5, n_embd=256, n_head=4, n_positions=1024, **dropout, **common)
+        return fused(GPT2LMHeadModel(small).eval().requires_grad_(False))
+    sizes: dict[str, Any] = {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+    }
+    config = LlamaConfig(**sizes, num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192, **common)
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 

@@ -16,7 +16,7 @@ Shapes are written with these letters, here and in all other modules, and the wo
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from attnopt.core.section import Section
 from attnopt.mechanisms.shared.states import Rows, State, measured_bytes, one_row, select_rows
+from attnopt.ops.tensors import wide
 
 __all__ = [
     "SHORT",
@@ -245,6 +246,22 @@ class Mechanism(nn.Module):
         Returns: out (B, H, T, D) in q's dtype.
         """
         return self.extend(x)[0]
+
+    def weights(self, x: Inputs) -> Tensor:
+        """The attention weights on a whole sequence, for mechanisms with `dense_weights`.
+
+        The default never computes them: as the output is linear in the values, out_t = sum_s w_ts v_s, it is the row
+        (w_t1 ... w_tT) where the values are the T unit vectors. To be defined where `parallel` has them anyway.
+
+        Args:
+            x: a whole sequence, none of its tokens padding.
+
+        Returns: (B, H, T, T), in at least float32.
+        """
+        q, k = wide(x.q, x.k)
+        batch, groups, tokens, _ = k.shape
+        units = torch.eye(tokens, dtype=k.dtype, device=k.device).expand(batch, groups, -1, -1)
+        return self.extend(replace(x, q=q, k=k, v=units))[0]
 
     def reference(self, x: Inputs) -> Tensor:
         """The same output by an obvious loop over tokens, to which the conformance suite holds the fast forms.

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -141,36 +141,27 @@ def _mechanisms_in(layer: nn.Module) -> list[Mechanism]:
 def attention_weights(mechanism: Mechanism) -> Iterator[list[Tensor]]:
     """A list that gets the (B, H, T, T) attention weights of every call of the mechanism within the context.
 
-    A mechanism does not tell its weights, and most never compute them all. But where its output is linear in the
-    values, out_t = sum_s w_ts v_s, the weights are its output for other values: for the T unit vectors in place of
-    v_1 ... v_T, out_t is the row (w_t1 ... w_tT). So each call within is made with the unit vectors, its output is
-    kept as the weights, and its caller gets their product with the values that it came with. The mechanism thus runs
-    once a call, and gradients flow through the weights to its parameters.
+    Each call within computes the weights, which are kept, and gives their product with the values. The mechanism thus
+    runs once a call, and gradients flow through the weights to its parameters.
 
     Args:
-        mechanism: one with `dense_weights`, whose output is linear in v. It is to be called on whole sequences:
-            without a state, whose tokens would have weights too, and without a mask.
+        mechanism: one with `dense_weights`. It is to be called on whole sequences: without a state, whose tokens would
+            have weights too, and without a mask.
     Raises: ValueError where one of these does not hold.
     """
     if not mechanism.dense_weights:
         raise ValueError(f"{mechanism.kind} has no attention weights on every token")
-    values: list[Tensor] = []
     weights: list[Tensor] = []
 
-    def give_units(_: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        x, state = args[0], args[1] if len(args) > 1 else kwargs.get("state")
+    def forward(x: Inputs, state: Any = None, keeps_state: bool = True) -> tuple[Tensor, None]:
         if x.keep is not None or state is not None:
             raise ValueError("attention weights are those of whole sequences: without a mask and without a state")
-        values.append(x.v)
-        q, k = wide(x.q, x.k)
-        batch, groups, tokens, _ = k.shape
-        units = torch.eye(tokens, dtype=k.dtype, device=k.device).expand(batch, groups, -1, -1)
-        return (replace(x, q=q, k=k, v=units), *args[1:]), kwargs
+        weights.append(mechanism.weights(x))
+        (v,) = wide(x.v)
+        return (weights[-1] @ repeat_heads(v, x.q.shape[1])).to(x.v.dtype), None
 
-    def give_output(_: Any, args: tuple, kwargs: dict[str, Any], output: tuple) -> tuple[Tensor, None]:
-        weights.append(output[0])
-        (v,) = wide(values[-1])
-        return (output[0] @ repeat_heads(v, output[0].shape[1])).to(values.pop().dtype), None
-
-    with watched([mechanism], before=give_units, after=give_output):
+    vars(mechanism)["forward"] = forward
+    try:
         yield weights
+    finally:
+        del vars(mechanism)["forward"]

@@ -39,3 +39,19 @@ def test_parallel_equals_streaming_in_value_and_gradient(
     assert (state, len(calls)) == (None, beyond)
     torch.testing.assert_close(out, streamed)
     torch.testing.assert_close(torch.autograd.grad((out * weights).sum(), leaves[:3]), expected)
+
+
+@pytest.mark.parametrize("kind", ["based", "hedgehog", "performer"])
+def test_weights_are_the_streaming_outputs_for_unit_vectors(kind: str) -> None:
+    cls, geometry = load_mechanism(kind), Geometry(heads=4, kv_heads=2, head_dim=8, hidden=32, scaling=0.3)
+    torch.manual_seed(0)
+    mechanism = cls(geometry, cls.Options()).double()
+    shapes = [(2, 4, 40, 8), *[(2, 2, 40, 8)] * 2]
+    x = Inputs(*(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes))
+    assert mechanism.dense_weights
+    assert cls.weights is not Mechanism.weights
+    found, expected = mechanism.weights(x), Mechanism.weights(mechanism, x)
+    torch.testing.assert_close(found, expected)
+    factors = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad((w * factors).sum(), (x.q, x.k)) for w in (found, expected))
+    torch.testing.assert_close(ours, theirs)
