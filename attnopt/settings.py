@@ -117,6 +117,7 @@ def load_settings(path: str | Path = "params.yaml", variants: bool = True) -> Se
     _check_sections(params)
     for name in params.variants if variants else ():
         _check_defined(params.variant(name), params.teacher)
+        _check_long(params.variant(name), params.corpus)
     return params
 
 
@@ -127,6 +128,12 @@ def _check_defined(variant: Variant, teacher: TeacherParams) -> None:
             refuse_partial(variant.distill.kl, variant.distill.temperature, f"teacher.logits {teacher.logits}")
         except UserError as error:
             raise UserError(f"params.yaml: {variant.name}: {error}") from None
+
+
+def _check_long(variant: Variant, corpus: CorpusParams) -> None:
+    if variant.distill.long_share and corpus.long_block is None:
+        share = variant.distill.long_share
+        raise UserError(f"params.yaml: {variant.name}: distill.long_share {share} needs corpus.long_block")
 
 
 def _check_sections(params: Settings) -> None:

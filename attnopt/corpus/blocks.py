@@ -18,6 +18,9 @@ from attnopt.corpus.params import CorpusParams
 from attnopt.corpus.sources import SPLITS, documents
 from attnopt.records.corpus import CorpusManifest, SplitCounts
 
+LONG = "long"
+"""The train split cut into longer blocks."""
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -84,7 +87,7 @@ def _counts(texts: list[str], documents: Documents, blocks: np.ndarray) -> Split
 def write_corpus(
     params: CorpusParams, tokenizer: Any, out: Path, sample: Callable[[int], np.ndarray] | None = None
 ) -> CorpusManifest:
-    """Tokenise the whole corpus into the folder `out`: blocks, documents and manifest.json, which is returned.
+    """Tokenise the corpus into the folder `out`: blocks, longer ones, documents and manifest.json, which is returned.
 
     Args:
         sample: gives so many blocks of the teacher's own text; needed for source teacher, and for no other.
@@ -112,6 +115,8 @@ def write_corpus(
             raise UserError(f"corpus: the {split} split has {tokens} tokens, fewer than one block of {params.block}")
         for file, array in zip(_files(out, split), (blocks, whole.tokens, whole.ends), strict=True):
             np.save(file, array)
+        if split == "train" and params.long_block:
+            np.save(out / f"{LONG}.npy", _long_blocks(whole.tokens, params))
     manifest = CorpusManifest(
         source=params.source,
         name=params.id or params.path or wiki.SAMPLE,
@@ -119,6 +124,7 @@ def write_corpus(
         tokenizer=sha256(tokenizer.backend_tokenizer.to_str()),
         vocabulary=len(tokenizer),
         block=params.block,
+        long_block=params.long_block,
         splits=splits,
     )
     manifest.write(out / "manifest.json")
@@ -136,12 +142,24 @@ def _sampled_documents(blocks: np.ndarray, tokenizer: Any) -> Documents:
     return Documents(blocks.ravel(), np.flatnonzero(ends.ravel()) + 1)
 
 
+def _long_blocks(tokens: np.ndarray, params: CorpusParams) -> np.ndarray:
+    """(n, long_block) contiguous text of the train split. Raises UserError where it does not fill one."""
+    assert params.long_block is not None
+    blocks = cut(tokens, params.long_block, params.max_tokens)
+    if not len(blocks):
+        held = min(len(tokens), params.max_tokens or len(tokens))
+        raise UserError(f"corpus.long_block: {held} training tokens do not fill one block of {params.long_block}")
+    return blocks
+
+
 def read_blocks(folder: Path, split: str) -> np.ndarray:
-    """The split's blocks (n, block), memory-mapped and read-only.
+    """The split's blocks (n, block), or (n, long_block) of LONG, memory-mapped and read-only.
 
     Raises: UserError naming the file where it is missing, damaged or not what the manifest says.
     """
     manifest, path = read_manifest(folder), _files(folder, split)[0]
+    if split == LONG:
+        return _load(path, "blocks", (None, manifest.long_block))
     return _load(path, "blocks", (manifest.splits[split].blocks, manifest.block))
 
 
@@ -155,16 +173,24 @@ def read_documents(folder: Path, split: str) -> Documents:
     return Documents(_load(tokens, "tokens", (counts.tokens,)), _load(ends, "documents", (counts.documents,)))
 
 
-def _load(path: Path, what: str, expected: tuple[int, ...]) -> np.ndarray:
+def _load(path: Path, what: str, expected: tuple[int | None, ...]) -> np.ndarray:
+    """A file's array of the shape expected, in which None stands for any size."""
     try:
         found: np.ndarray = np.load(path, mmap_mode="r")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run `dvc repro tokenize` first") from None
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): run `dvc repro -f -s tokenize`") from None
-    if found.shape != expected:
+    fits = found.ndim == len(expected) and all(size in (None, n) for size, n in zip(expected, found.shape, strict=True))
+    if not fits:
         raise UserError(f"{path} holds {what} {found.shape}, its manifest says {expected}: run `dvc repro tokenize`")
     return found
+
+
+def read_all_blocks(folder: Path) -> dict[str, np.ndarray]:
+    """Every split's blocks, and the longer ones where there are any. Raises UserError as `read_blocks` does."""
+    long = (LONG,) if read_manifest(folder).long_block else ()
+    return {split: read_blocks(folder, split) for split in (*SPLITS, *long)}
 
 
 def read_manifest(folder: Path) -> CorpusManifest:

@@ -16,7 +16,7 @@ Shapes are written with these letters, here and in all other modules, and the wo
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from attnopt.core.section import Section
 from attnopt.mechanisms.shared.sizing import Size, sized_options
 from attnopt.mechanisms.shared.states import Rows, State, measured_bytes, one_row, select_rows
+from attnopt.ops.tensors import wide
 
 __all__ = [
     "SHORT",
@@ -105,7 +106,7 @@ class Inputs:
 
 
 SHORT = 192
-"""Tokens up to which a (T, T) matrix of weights is less work on a CPU than the forms that stream."""
+"""Tokens up to which a (T, T) matrix of weights is less work on a CPU than streaming, where nothing else is known."""
 
 
 class MechanismOptions(Section):
@@ -181,6 +182,8 @@ class Mechanism(nn.Module):
     the weights can be matched to the teacher's."""
     working: Literal["linear", "quadratic"] = "linear"
     """How the memory of a training pass grows with the length of the sequence."""
+    parallel_up_to: int = SHORT
+    """Tokens up to which `parallel` is less work than `extend`: what benchmarks/parallel.py says."""
 
     class Options(MechanismOptions):
         """The options; a mechanism without any leaves this class as it is."""
@@ -219,7 +222,7 @@ class Mechanism(nn.Module):
             return self._extend_rows(x, state)
         if keeps_state or state is not None:
             return self.extend(x, state)
-        return (self.parallel(x) if x.q.shape[2] <= SHORT else self.extend(x)[0]), None
+        return (self.parallel(x) if x.q.shape[2] <= self.parallel_up_to else self.extend(x)[0]), None
 
     def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
         """The output for the new tokens and the state after them: prefill, chunk and decoding step in one.
@@ -243,11 +246,27 @@ class Mechanism(nn.Module):
         it must be equal in value and gradient.
 
         Args:
-            x: a whole sequence of up to `SHORT` tokens, none of them padding.
+            x: a whole sequence, in training of up to `parallel_up_to` tokens, none of them padding.
 
         Returns: out (B, H, T, D) in q's dtype.
         """
         return self.extend(x)[0]
+
+    def weights(self, x: Inputs) -> Tensor:
+        """The attention weights on a whole sequence, for mechanisms with `dense_weights`.
+
+        The default never computes them: as the output is linear in the values, out_t = sum_s w_ts v_s, it is the row
+        (w_t1 ... w_tT) where the values are the T unit vectors. To be defined where `parallel` has them anyway.
+
+        Args:
+            x: a whole sequence, none of its tokens padding.
+
+        Returns: (B, H, T, T), in at least float32.
+        """
+        q, k = wide(x.q, x.k)
+        batch, groups, tokens, _ = k.shape
+        units = torch.eye(tokens, dtype=k.dtype, device=k.device).expand(batch, groups, -1, -1)
+        return self.extend(replace(x, q=q, k=k, v=units))[0]
 
     def reference(self, x: Inputs) -> Tensor:
         """The same output by an obvious loop over tokens, to which the conformance suite holds the fast forms.

@@ -35,6 +35,7 @@ class Based(Hybrid):
     def __init__(self, geometry: Geometry, options: Options):
         super().__init__(geometry, options)
         self.rank = min(options.feature_dim, geometry.head_dim)
+        self.parallel_up_to = min(1024, 5 * self.size() // 2)  # streaming costs size() per token, `kernel` d
         rows = torch.stack([_orthonormal(self.rank, geometry.head_dim) for _ in range(geometry.kv_heads)])
         rows = rows * (geometry.scaling * (geometry.head_dim / self.rank) ** 0.5) ** 0.5
         self.key_weight = nn.Parameter(rows)

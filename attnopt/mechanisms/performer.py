@@ -31,6 +31,7 @@ class Performer(Mechanism):
     source = "https://arxiv.org/abs/2009.14794"
     paper = "Choromanski et al. 2021"
     growth = "constant"
+    parallel_up_to = 256
     dense_weights = True
     cost = "F D"
     random_features = "features"
@@ -62,9 +63,17 @@ class Performer(Mechanism):
         return out.to(x.q.dtype), state
 
     def parallel(self, x: Inputs) -> Tensor:
-        q, k, (v,) = self.query_features(x.q), self.key_features(x.k), wide(x.v)
-        weights = (q @ repeat_heads(k, q.shape[1]).mT).tril()
-        return (weights @ repeat_heads(v, q.shape[1]) / weights.sum(-1, keepdim=True)).to(x.q.dtype)
+        weights, (v,) = self._products(x), wide(x.v)
+        return (weights @ repeat_heads(v, x.q.shape[1]) / weights.sum(-1, keepdim=True)).to(x.q.dtype)
+
+    def weights(self, x: Inputs) -> Tensor:
+        weights = self._products(x)
+        return weights / weights.sum(-1, keepdim=True)
+
+    def _products(self, x: Inputs) -> Tensor:
+        """(B, H, T, T) phi(q) . phi(k) of every query and the keys up to it."""
+        q, k = self.query_features(x.q), self.key_features(x.k)
+        return (q @ repeat_heads(k, q.shape[1]).mT).tril()
 
     def query_features(self, q: Tensor) -> Tensor:
         """phi of queries (B, H, T, D), up to a factor per query: (B, H, T, F), the largest of each row 1.

@@ -11,7 +11,7 @@ check and cannot stream by construction. The approximation, the features and the
 import torch
 from torch import Tensor
 
-from attnopt.mechanisms.base import Inputs, State
+from attnopt.mechanisms.base import Inputs, Mechanism, State
 from attnopt.mechanisms.performer import Performer
 from attnopt.ops.linear.chunked import absorb, empty_state, recall
 from attnopt.ops.tensors import wide
@@ -29,6 +29,9 @@ class PerformerBidirectional(Performer):
 
     def parallel(self, x: Inputs) -> Tensor:
         return self.extend(x)[0]
+
+    def weights(self, x: Inputs) -> Tensor:
+        return Mechanism.weights(self, x)
 
     def reference(self, x: Inputs) -> Tensor:
         tokens = x.q.shape[2]

@@ -78,6 +78,7 @@ class Routing(Mechanism):
     source = "https://arxiv.org/abs/2003.05997"
     paper = "Roy et al. 2021"
     growth = "window"
+    parallel_up_to = 512
     cost = "(window + f + p m + clusters) D"
 
     class Options(MechanismOptions):

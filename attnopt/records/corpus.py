@@ -18,6 +18,7 @@ class SplitCounts(Row):
 class CorpusManifest(Record):
     """Attributes:
     sha256, tokenizer: digests of the text and of the tokenizer. block: tokens of a block. splits: train, valid, test.
+    long_block: tokens of the longer blocks that the train split is cut into too; None where it is not.
     """
 
     stage: ClassVar[str] = "tokenize"
@@ -29,4 +30,5 @@ class CorpusManifest(Record):
     tokenizer: str
     vocabulary: int
     block: int
+    long_block: int | None = None
     splits: dict[str, SplitCounts]

@@ -44,7 +44,11 @@ class StudentCard(Record):
 
 
 class Budget(Row):
-    """The section `distill` as it was, and what it came to; further keys are that section's."""
+    """The section `distill` as it was, and what it came to; further keys are that section's.
+
+    Attributes:
+        long_steps: those on blocks of `long_block` tokens, the last ones.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -52,6 +56,8 @@ class Budget(Row):
     tokens: int
     block: int
     batch: int
+    long_steps: int = 0
+    long_block: int | None = None
 
 
 class PhaseRow(Row):
@@ -63,6 +69,7 @@ class PhaseRow(Row):
 
     phase: str
     steps: int
+    long_steps: int = 0
     tokens: int
     lr: float
     mechanism_lr: float

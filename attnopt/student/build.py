@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from attnopt.core.device import token_ids
@@ -64,9 +64,13 @@ def redraw_projections(model: Any, seed: int) -> None:
 
 
 @torch.no_grad()
-def fit_mechanisms(student: Any, teacher: Any, blocks: np.ndarray) -> None:
-    """Start every mechanism close to the teacher, from the teacher's q, k, v on some training blocks (n, T)."""
-    inputs = layer_inputs(softmax_copy(teacher), token_ids(blocks, teacher.device))
+def fit_mechanisms(student: Any, teacher: Any, blocks: np.ndarray, positions: Tensor | None = None) -> None:
+    """Start every mechanism close to the teacher, from the teacher's q, k, v on some training blocks (n, T).
+
+    Args:
+        positions: (n, T) where the tokens stand; None: at 0, 1, 2, ...
+    """
+    inputs = layer_inputs(softmax_copy(teacher), token_ids(blocks, teacher.device), positions)
     for mechanism, x in zip(mechanisms_of(student), inputs, strict=True):
         mechanism.fit(x)
 

@@ -4,8 +4,8 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,10 +57,19 @@ class Call:
     output: Tensor
     inputs: Inputs | None
 
+    @property
+    def hidden(self) -> Tensor:
+        """(B, T, C) the hidden states that the layer got."""
+        return self.args[0] if self.args else self.kwargs["hidden_states"]
+
 
 @torch.no_grad()
-def layer_calls(model: Any, ids: Tensor) -> list[Call]:
-    """The calls of a model's attention layers on blocks of token ids (B, T), by layer."""
+def layer_calls(model: Any, ids: Tensor, positions: Tensor | None = None) -> list[Call]:
+    """The calls of a model's attention layers on blocks of token ids (B, T), by layer.
+
+    Args:
+        positions: (B, T) where the tokens stand; None: at 0, 1, 2, ...
+    """
     calls: list[Call] = []
     seen: list[Inputs] = []
 
@@ -68,55 +77,91 @@ def layer_calls(model: Any, ids: Tensor) -> list[Call]:
         seen.append(args[0])
 
     def keep_call(_: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        without_mask = kwargs | {"attention_mask": None} if "attention_mask" in kwargs else kwargs
-        calls.append(Call(args, without_mask, output[0], seen.pop() if seen else None))
+        calls.append(Call(args, _without_mask(kwargs), output[0], seen.pop() if seen else None))
 
     layers = attention_layers(model)
-    mechanisms = [m for layer in layers for m in layer.modules() if isinstance(m, Mechanism)]
+    mechanisms = [m for layer in layers for m in _mechanisms_in(layer)]
     with watched(layers, after=keep_call), watched(mechanisms, before=keep_inputs):
-        hidden_states(model, ids)
+        hidden_states(model, ids, positions)
     return calls
 
 
-def layer_inputs(swapped: Any, ids: Tensor) -> list[Inputs]:
-    """q, k, v and hidden as they enter every layer's mechanism, on blocks of token ids (B, T)."""
-    return [call.inputs for call in layer_calls(swapped, ids) if call.inputs is not None]
+def layer_inputs(swapped: Any, ids: Tensor, positions: Tensor | None = None) -> list[Inputs]:
+    """q, k, v and hidden as they enter every layer's mechanism, on blocks of token ids (B, T) at these positions."""
+    return [call.inputs for call in layer_calls(swapped, ids, positions) if call.inputs is not None]
+
+
+class _Enough(Exception):
+    """Ends a call of which no more is wanted."""
+
+
+@torch.no_grad()
+def replayed_calls(
+    model: Any, ids: Tensor, positions: Tensor | None, hidden: Tensor, outputs: Tensor
+) -> Iterator[Call]:
+    """What `layer_calls` gives, by what is known of it: the model runs up to its first attention layer and no further.
+
+    Only models whose attention layers are all called with the same arguments, but for the hidden states, can be
+    replayed.
+
+    Args:
+        hidden, outputs: (layers, B, T, C) what each layer got and gave.
+    """
+    layers = attention_layers(model)
+    args, kwargs = _first_arguments(layers[0], lambda: hidden_states(model, ids, positions))
+    for layer, got, gave in zip(layers, hidden, outputs, strict=True):
+        given = ((got, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": got})
+        inside = _mechanisms_in(layer)
+        entered = _first_arguments(inside[0], lambda: layer(*given[0], **given[1]))[0][0] if inside else None  # noqa: B023
+        yield Call(*given, gave, entered)
+
+
+def _first_arguments(module: nn.Module, run: Callable[[], Any]) -> tuple[tuple, dict[str, Any]]:
+    """What a module is called with first in `run`, which ends there."""
+    seen: list[tuple[tuple, dict[str, Any]]] = []
+
+    def keep(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen.append((args, _without_mask(kwargs)))
+        raise _Enough
+
+    with watched([module], before=keep), suppress(_Enough):
+        run()
+    return seen[0]
+
+
+def _without_mask(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return kwargs | {"attention_mask": None} if "attention_mask" in kwargs else kwargs
+
+
+def _mechanisms_in(layer: nn.Module) -> list[Mechanism]:
+    return [m for m in layer.modules() if isinstance(m, Mechanism)]
 
 
 @contextmanager
 def attention_weights(mechanism: Mechanism) -> Iterator[list[Tensor]]:
     """A list that gets the (B, H, T, T) attention weights of every call of the mechanism within the context.
 
-    A mechanism does not tell its weights, and most never compute them all. But where its output is linear in the
-    values, out_t = sum_s w_ts v_s, the weights are its output for other values: for the T unit vectors in place of
-    v_1 ... v_T, out_t is the row (w_t1 ... w_tT). So each call within is made with the unit vectors, its output is
-    kept as the weights, and its caller gets their product with the values that it came with. The mechanism thus runs
-    once a call, and gradients flow through the weights to its parameters.
+    Each call within computes the weights, which are kept, and gives their product with the values. The mechanism thus
+    runs once a call, and gradients flow through the weights to its parameters.
 
     Args:
-        mechanism: one with `dense_weights`, whose output is linear in v. It is to be called on whole sequences:
-            without a state, whose tokens would have weights too, and without a mask.
+        mechanism: one with `dense_weights`. It is to be called on whole sequences: without a state, whose tokens would
+            have weights too, and without a mask.
     Raises: ValueError where one of these does not hold.
     """
     if not mechanism.dense_weights:
         raise ValueError(f"{mechanism.kind} has no attention weights on every token")
-    values: list[Tensor] = []
     weights: list[Tensor] = []
 
-    def give_units(_: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        x, state = args[0], args[1] if len(args) > 1 else kwargs.get("state")
+    def forward(x: Inputs, state: Any = None, keeps_state: bool = True) -> tuple[Tensor, None]:
         if x.keep is not None or state is not None:
             raise ValueError("attention weights are those of whole sequences: without a mask and without a state")
-        values.append(x.v)
-        q, k = wide(x.q, x.k)
-        batch, groups, tokens, _ = k.shape
-        units = torch.eye(tokens, dtype=k.dtype, device=k.device).expand(batch, groups, -1, -1)
-        return (replace(x, q=q, k=k, v=units), *args[1:]), kwargs
+        weights.append(mechanism.weights(x))
+        (v,) = wide(x.v)
+        return (weights[-1] @ repeat_heads(v, x.q.shape[1])).to(x.v.dtype), None
 
-    def give_output(_: Any, args: tuple, kwargs: dict[str, Any], output: tuple) -> tuple[Tensor, None]:
-        weights.append(output[0])
-        (v,) = wide(values[-1])
-        return (output[0] @ repeat_heads(v, output[0].shape[1])).to(values.pop().dtype), None
-
-    with watched([mechanism], before=give_units, after=give_output):
+    vars(mechanism)["forward"] = forward
+    try:
         yield weights
+    finally:
+        del vars(mechanism)["forward"]

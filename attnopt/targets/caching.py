@@ -20,6 +20,7 @@ from attnopt.targets.forms import Encoder, Hidden, form_of
 from attnopt.targets.store import write_store
 from attnopt.teacher.model import check_tokens, describe_teacher, load_teacher, teacher_fingerprint
 from attnopt.teacher.params import TeacherParams
+from attnopt.teacher.positions import block_offsets, check_room
 
 
 def cache_teacher(params: TeacherParams, out: Path) -> TeacherManifest:
@@ -30,6 +31,7 @@ def cache_teacher(params: TeacherParams, out: Path) -> TeacherManifest:
     model, tokenizer = load_teacher(params)
     corpus = read_manifest(CORPUS)
     check_tokens(model, tokenizer, corpus)
+    check_room(model, params, corpus.block)
     key = checkpoint_key(params, teacher_fingerprint(model), corpus, code_digest(__name__))
     checkpoint = Checkpoint(key)
     with checkpoint.locked():
@@ -56,7 +58,9 @@ def _write_splits(params: TeacherParams, model: Any, work: Path) -> dict[str, St
     chosen = form_of(params, model.config.vocab_size) or exact
     for split in HELD_OUT if params.logits == "online" else SPLITS:
         form = chosen if split == "train" else exact
-        encoder = Encoder(model, form, read_blocks(CORPUS, split))
+        blocks = read_blocks(CORPUS, split)
+        offsets = block_offsets(model, params, *blocks.shape) if split == "train" else None
+        encoder = Encoder(model, form, blocks, offsets=offsets)
         show = partial(progress_bar, name=f"cache {split}", unit="part")
         parts = write_store(work / split, len(encoder.blocks), encoder.part, encoder, show)
         size = sum(part.bytes for part in parts)

@@ -21,6 +21,7 @@ from attnopt.targets.store import Block
 from attnopt.targets.targets import DenseTargets, SparseTargets, Targets
 from attnopt.teacher.head import Head, head_of, hidden_states
 from attnopt.teacher.params import TeacherParams
+from attnopt.teacher.positions import positions_of
 
 
 class Form(Protocol):
@@ -145,10 +146,15 @@ def form_of(params: TeacherParams, vocab: int) -> TargetForm | None:
 
 
 class Encoder:
-    """Runs the teacher over blocks (n, T) of tokens and keeps its outputs in a form, some blocks at a time."""
+    """Runs the teacher over blocks (n, T) of tokens and keeps its outputs in a form, some blocks at a time.
 
-    def __init__(self, model: Any, form: Form, blocks: np.ndarray, batch: int = 16):
+    Args:
+        offsets: (n,) of the blocks' positions; None: all begin at 0.
+    """
+
+    def __init__(self, model: Any, form: Form, blocks: np.ndarray, batch: int = 16, offsets: np.ndarray | None = None):
         self.model, self.head, self.form, self.blocks, self.batch = model, head_of(model), form, blocks, batch
+        self.offsets = offsets
 
     @property
     def part(self) -> int:
@@ -160,5 +166,6 @@ class Encoder:
         for start in range(0, len(wanted), self.batch):
             some = wanted[start : start + self.batch]
             ids = token_ids(self.blocks[some], self.model.device)
-            for index, hidden in zip(some, hidden_states(self.model, ids), strict=True):
+            positions = positions_of(self.offsets, some, self.blocks.shape[1], ids.device)
+            for index, hidden in zip(some, hidden_states(self.model, ids, positions), strict=True):
                 yield self.form.encode(hidden, self.head, index)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attnopt.core.errors import UserError
+from attnopt.teacher.positions import placed
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,6 @@ def head_of(model: Any) -> Head:
     return head
 
 
-def hidden_states(model: Any, ids: Tensor) -> Tensor:
-    """(B, T) token ids to the final hidden states (B, T, C), the head's input."""
-    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+def hidden_states(model: Any, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+    """(B, T) token ids, and where they stand unless at 0, 1, 2, ..., to the final hidden states (B, T, C)."""
+    return model.base_model(input_ids=ids, use_cache=False, **placed(positions)).last_hidden_state

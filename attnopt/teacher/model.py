@@ -115,10 +115,10 @@ def check_tokens(model: Any, tokenizer: Any, corpus: CorpusManifest) -> None:
     if corpus.vocabulary > model.config.vocab_size:
         vocabularies = f"{corpus.vocabulary} pieces, the model {model.config.vocab_size}"
         raise UserError(f"teacher: its tokenizer has {vocabularies}; they do not belong together")
-    if model.config.max_position_embeddings < corpus.block:
-        raise UserError(
-            f"corpus.block: {corpus.block} exceeds the teacher's {model.config.max_position_embeddings} positions"
-        )
+    positions = model.config.max_position_embeddings
+    for key in ("block", "long_block"):
+        if positions < (length := getattr(corpus, key) or 0):
+            raise UserError(f"corpus.{key}: {length} exceeds the teacher's {positions} positions")
 
 
 def teacher_fingerprint(model: nn.Module) -> str:

@@ -23,6 +23,10 @@ class TeacherParams(Section):
     """Tokens that logits topk keeps at each position."""
     draws: Annotated[int, Field(ge=1, lt=2**16)] = 64
     """Draws of logits sampled at each position."""
+    shift: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the training blocks that stand at later positions, their first token excepted, see positions.py."""
+    shift_to: Positive | None = None
+    """How many positions shifted blocks reach; null: all that the teacher has."""
 
     @model_validator(mode="after")
     def _complete(self) -> "TeacherParams":

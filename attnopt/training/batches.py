@@ -9,14 +9,17 @@ from torch import Tensor
 
 from attnopt.core.device import token_ids
 from attnopt.core.distributed import Alone
+from attnopt.core.errors import UserError
+from attnopt.corpus.blocks import LONG
 from attnopt.targets.dataset import Dataset
-from attnopt.targets.targets import Targets
 from attnopt.training.params import DistillParams
+from attnopt.training.phases.base import Told
 from attnopt.training.resume import Phase
-from attnopt.training.schedule import batch_rows
+from attnopt.training.schedule import Cut, batch_rows, long_cut
 
-Part = tuple[Tensor, Targets | None]
-"""Blocks (b, T) of token ids, and what the teacher says of them where the objective asks."""
+Part = tuple[Tensor, Told, Tensor | None]
+"""Blocks (b, T) of token ids, what the teacher says of them where the objective asks, and positions (b, T) unless they
+are 0, 1, 2, ..."""
 
 
 class Batches:
@@ -29,6 +32,31 @@ class Batches:
 
     def __init__(self, dataset: Dataset, params: DistillParams, seed: int, group: Alone):
         self.dataset, self.params, self.seed, self.group = dataset, params, seed, group
+        self.short = Cut("train", params.batch, dataset.blocks["train"].shape[1])
+
+    @property
+    def long(self) -> Cut:
+        """What the last share of the steps takes.
+
+        Raises: UserError where data/corpus has no longer blocks, or they do not divide into processes and parts.
+        """
+        if LONG not in self.dataset.blocks:
+            raise UserError("distill.long_share needs corpus.long_block: set it and run `dvc repro cache-logits`")
+        cut, p = long_cut(self.short, self.dataset.blocks[LONG].shape[1]), self.params
+        if cut.batch % (p.processes * p.accumulate):
+            parts = f"{p.processes} processes x {p.accumulate} parts"
+            blocks = f"{p.batch} blocks of {self.short.length} are {cut.batch} of {cut.length}"
+            raise UserError(f"distill.long_share: {blocks}, which do not divide into {parts}")
+        return cut
+
+    def cut(self, phase: Phase, step: int) -> Cut:
+        """What a step of a phase takes."""
+        return self.long if step >= phase.steps - phase.long else self.short
+
+    def predicted(self, phase: Phase) -> int:
+        """Tokens that the phase's steps so far have predicted."""
+        short, long = phase.steps_by_length
+        return short * self.short.predicted + (long * self.long.predicted if long else 0)
 
     def read(self, phase: Phase) -> Iterator[list[Part]]:
         """The parts of the batch of each step that the phase has left; on a GPU read one step ahead, while it
@@ -46,12 +74,11 @@ class Batches:
                 yield parts
 
     def _fetch(self, phase: Phase, step: int) -> list[Part]:
-        blocks, p = self.dataset.blocks["train"], self.params
-        rows_of_step = batch_rows(len(blocks), p.batch, phase.before + step, self.seed)
+        cut = self.cut(phase, step)
+        rows_of_step = batch_rows(len(self.dataset.blocks[cut.split]), cut.batch, phase.before + step, self.seed)
         share = rows_of_step[self.group.rank :: self.group.size]
-        parts: list[Part] = []
-        for rows in np.array_split(share, p.accumulate):
-            ids = token_ids(blocks[rows], self.group.device)
-            wanted = phase.objective.needs_targets
-            parts.append((ids, self.dataset.targets("train", rows, ids) if wanted else None))
-        return parts
+        return [self._part(phase, cut.split, rows) for rows in np.array_split(share, self.params.accumulate)]
+
+    def _part(self, phase: Phase, split: str, rows: np.ndarray) -> Part:
+        ids = token_ids(self.dataset.blocks[split][rows], self.group.device)
+        return ids, phase.objective.targets(split, rows, ids), self.dataset.positions(split, rows, ids.device)

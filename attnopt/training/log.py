@@ -18,7 +18,7 @@ class TrainingLog:
         history, coefficients: the rows of history.csv and coefficients.csv.
         phases: a row per phase that has ended.
         kl_unfitted, kl_start: validation KL before anything and after the fit, nats per token.
-        flops: floating-point operations of one step of all processes, by phase.
+        flops: floating-point operations of one step of all processes, by phase and tokens of a block.
         wall, cpu: seconds of the training so far, up to the last call of `pause`.
     """
 
@@ -27,7 +27,7 @@ class TrainingLog:
     phases: list[PhaseRow] = field(default_factory=list)
     kl_unfitted: float = float("nan")
     kl_start: float = float("nan")
-    flops: dict[PhaseName, int] = field(default_factory=dict)
+    flops: dict[tuple[PhaseName, int], int] = field(default_factory=dict)
     wall: float = 0.0
     cpu: float = 0.0
 
@@ -38,6 +38,11 @@ class TrainingLog:
     def steps(self) -> int:
         """Of the phases that have ended."""
         return sum(row.steps for row in self.phases)
+
+    @property
+    def tokens(self) -> int:
+        """Predicted in the phases that have ended."""
+        return sum(row.tokens for row in self.phases)
 
     @property
     def kl_end(self) -> float:

@@ -36,6 +36,9 @@ class TransferParams(PhaseParams):
     """Attention transfer: every layer's output matched on the teacher's own inputs."""
 
     loss: Literal["outputs", "weights", "both"] = "outputs"
+    layers: Literal["online", "cached"] = "online"
+    """Whether the teacher's layers are run at every step, or what they get and give is read from disk: it is written
+    once for all variants, in 4 C bytes per token and layer, under .checkpoints."""
 
 
 class AlignParams(PhaseParams):
@@ -58,6 +61,8 @@ class DistillParams(PhaseParams):
     accumulate: Positive = 1
     """Parts of a process' share of the batch that are taken one after the other."""
     processes: Positive = 1
+    long_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The last share of all steps takes blocks of `corpus.long_block` tokens, fewer of them, for as many tokens."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(gt=0)] = 1.0
     fit: bool = True

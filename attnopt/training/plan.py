@@ -14,10 +14,12 @@ class Plan:
     """Attributes:
     phases: optimizer steps by phase, in the order in which they run; none has 0.
     marks: steps, counted over all phases, after which a student is kept besides the last.
+    long: how many of each phase's last steps take longer blocks.
     """
 
     phases: Mapping[PhaseName, int]
     marks: frozenset[int]
+    long: Mapping[PhaseName, int]
 
     @property
     def steps(self) -> int:
@@ -47,4 +49,14 @@ def make_plan(variant: Variant, blocks: int, trains: Collection[PhaseName]) -> P
             f"{variant.name}: distill.keep: {max(shares)} of {total} steps lies within the "
             "phase lora, whose student is not merged yet; allowed: earlier shares"
         )
-    return Plan(phases, marks)
+    return Plan(phases, marks, _long_steps(phases, variant.distill.long_share))
+
+
+def _long_steps(phases: Mapping[PhaseName, int], share: float) -> dict[PhaseName, int]:
+    """The last share of all steps, by phase."""
+    left = round(share * sum(phases.values()))
+    found: dict[PhaseName, int] = {}
+    for name in reversed(list(phases)):
+        found[name] = min(left, phases[name])
+        left -= found[name]
+    return found

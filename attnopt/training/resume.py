@@ -23,6 +23,7 @@ class Phase:
     Attributes:
         module: the objective, wrapped where several processes share the work.
         steps: how many it is to have. before: those of the phases before it. step: its own so far.
+        long: how many of its last steps take longer blocks.
         best: the lowest validation KL so far and the parameters then, where patience asks for them.
         since: looks at the validation KL since then.
     """
@@ -36,6 +37,13 @@ class Phase:
     step: int = 0
     best: tuple[float, Weights] | None = None
     since: int = 0
+    long: int = 0
+
+    @property
+    def steps_by_length(self) -> tuple[int, int]:
+        """Its steps so far on blocks of the usual length, and on longer ones."""
+        short = min(self.step, self.steps - self.long)
+        return short, self.step - short
 
     @property
     def name(self) -> PhaseName:

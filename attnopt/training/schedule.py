@@ -1,13 +1,38 @@
 """What a step of training is made of: how many there are, which blocks it takes, and how far it goes."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from attnopt.corpus.blocks import LONG
 from attnopt.student.build import Trainable
 from attnopt.training.params import PhaseParams
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a step takes over all processes.
+
+    Attributes:
+        split: of the dataset. batch: blocks. length: tokens of a block.
+    """
+
+    split: str
+    batch: int
+    length: int
+
+    @property
+    def predicted(self) -> int:
+        """Tokens that a step predicts."""
+        return self.batch * (self.length - 1)
+
+
+def long_cut(short: Cut, length: int) -> Cut:
+    """Longer blocks for as many tokens as the short ones have; at least one."""
+    return Cut(LONG, max(1, short.batch * short.length // length), length)
 
 
 def total_steps(params: PhaseParams, batch: int, blocks: int) -> int:

@@ -104,6 +104,8 @@ class Trainer:
         self.teacher_head, self.head = head_of(teacher), head_of(self.student)
         self.objectives = self._make_objectives()
         self.plan = make_plan(self.variant, len(self.blocks), self.objectives)
+        if any(self.plan.long.values()):
+            _ = self.batches.long  # refused before any work
 
     def run(self) -> Any:
         """Train to the end, from the last checkpoint where there is one; returns the student.
@@ -139,8 +141,9 @@ class Trainer:
             key: digest of all that the student is a function of.
         """
         log, variant = self.log, self.variant
-        tokens = self.tokens(log.steps)
-        budget = {"steps": log.steps, "tokens": tokens, "block": self.blocks.shape[1]}
+        budget = {"steps": log.steps, "tokens": log.tokens, "block": self.batches.short.length}
+        if long := sum(row.long_steps for row in log.phases):
+            budget |= {"long_steps": long, "long_block": self.batches.long.length}
         return DistillRecord(
             variant=variant.name,
             kind=variant.kind,
@@ -165,7 +168,7 @@ class Trainer:
             total_parameters=sum(t.numel() for t in self.student.parameters()),
             seconds=round(log.wall, 2),
             cpu_seconds=round(log.cpu, 2),
-            tokens_per_s=round(tokens / log.wall, 1) if log.steps else None,
+            tokens_per_s=round(log.tokens / log.wall, 1) if log.steps else None,
         )
 
     def card(self, key: str, teacher: TeacherParams) -> StudentCard:
@@ -195,17 +198,14 @@ class Trainer:
             "state_budget": budget.share if obeys else None,
         }
 
-    def tokens(self, steps: int) -> int:
-        """Predicted tokens in so many steps."""
-        return steps * self.params.batch * (self.blocks.shape[1] - 1)
-
     def start(self, name: PhaseName, before: int = 0, state: RunState | None = None) -> Phase:
         """Begin a phase of the plan after `before` steps of others, or go on with it from a checkpoint's state."""
         objective = self.objectives[name]
         trainable = objective.begin()
         optimizer = make_optimizer(trainable, objective.params, self.params.weight_decay)
         module = self.group.wrap(objective)
-        phase = Phase(objective, module, trainable, optimizer, self.plan.phases[name], before)
+        steps, long = self.plan.phases[name], self.plan.long[name]
+        phase = Phase(objective, module, trainable, optimizer, steps, before, long=long)
         if state is not None:
             restore_phase(phase, state)
         return phase
@@ -214,12 +214,13 @@ class Trainer:
         """One update; returns the loss, the divergence where there is one, and the gradient's norm, on the device."""
         for group in phase.optimizer.param_groups:
             group["lr"] = group["peak"] * factor(phase.step, phase.steps, phase.params.warmup)
-        counts = phase.name not in self.log.flops
+        length = self.batches.cut(phase, phase.step).length
+        counts = (phase.name, length) not in self.log.flops
         counter = FlopCounterMode(display=False)
         with counter if counts else nullcontext():
             found = [self._backward(phase, part, len(parts), i + 1 == len(parts)) for i, part in enumerate(parts)]
         if counts:
-            self.log.flops[phase.name] = counter.get_total_flops() * self.group.size
+            self.log.flops[phase.name, length] = counter.get_total_flops() * self.group.size
         norm = nn.utils.clip_grad_norm_(phase.trainable.parameters(), self.params.clip)
         phase.optimizer.step()
         phase.optimizer.zero_grad(set_to_none=True)
@@ -236,7 +237,9 @@ class Trainer:
         """What comes before the first step: the fit, and the KL without and with it."""
         self.log.kl_unfitted = self.valid_kl()
         if self.params.fit:
-            fit_mechanisms(self.student, self.dataset.teacher, self.blocks[: self.params.fit_blocks])
+            rows = slice(self.params.fit_blocks)
+            positions = self.dataset.positions("train", rows, self.device)
+            fit_mechanisms(self.student, self.dataset.teacher, self.blocks[rows], positions)
         self.log.kl_start = self.valid_kl()
         self.log.coefficients += coefficient_rows(mechanisms_of(self.student), 0)
         self.log.go_on()
@@ -282,17 +285,17 @@ class Trainer:
             if self.params.patience is not None:
                 phase.keep_best(valid)
         wall, cpu = self.log.pause()
-        step = phase.total_step
+        step, tokens = phase.total_step, self.log.tokens + self.batches.predicted(phase)
         row = HistoryRow(
             phase=phase.name,
             step=step,
-            tokens=self.tokens(step),
+            tokens=tokens,
             loss=round(float(self.group.mean(loss)), 6),
             kl=None if kl is None else round(float(self.group.mean(kl)), 6),
             valid_kl=None if valid is None else round(valid, 6),
             lr=phase.optimizer.param_groups[-1]["lr"],
             grad_norm=round(float(norm), 6),
-            tokens_per_s=round(self.tokens(step) / wall, 1),
+            tokens_per_s=round(tokens / wall, 1),
             wall_s=round(wall, 3),
             cpu_s=round(cpu, 3),
             **memory_in_use(self.device),
@@ -311,17 +314,25 @@ class Trainer:
         row = PhaseRow(
             phase=phase.name,
             steps=phase.step,
-            tokens=self.tokens(phase.step),
+            long_steps=phase.steps_by_length[1],
+            tokens=self.batches.predicted(phase),
             lr=phase.params.lr,
             mechanism_lr=phase.params.mechanism_lr or phase.params.lr,
             train=phase.params.train,
             trained_parameters=sum(t.numel() for t in phase.trainable.parameters()),
             seconds=round(seconds, 3),
-            flops=self.log.flops[phase.name] * phase.step,
+            flops=self._flops(phase),
             kl_end=kl_end,
         )
         self.log.phases.append(row)
         self.group.wait()
+
+    def _flops(self, phase: Phase) -> int:
+        """Of all its steps, as counted on the first of either length."""
+        per_step = self.log.flops
+        short, long = phase.steps_by_length
+        total = short * per_step[phase.name, self.batches.short.length] if short else 0
+        return total + (long * per_step[phase.name, self.batches.long.length] if long else 0)
 
     def _save(self, phase: Phase) -> None:
         if self.checkpoint is not None and self.group.main:

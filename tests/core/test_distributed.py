@@ -61,6 +61,16 @@ def test_a_batch_in_parts_follows_the_curve_of_the_whole(prepared: Workspace) ->
     pd.testing.assert_frame_equal(whole, curve(ALONE), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
+def test_two_processes_share_shifted_and_longer_blocks_and_one_copy_of_the_layers(prepared: Workspace) -> None:
+    prepared.set(corpus={"long_block": 64}, teacher={"shift": 0.5}, distill={"long_share": 0.25})
+    prepared.set(transfer={"layers": "cached"})
+    prepared.run("tokenize", "cache-logits")
+    alone = curve(ALONE)
+    prepared.set(distill={"processes": 2})
+    pd.testing.assert_frame_equal(alone, curve(ALONE), rtol=2e-4, atol=2e-5)
+
+
 def test_a_batch_that_does_not_divide_is_refused(prepared: Workspace) -> None:
     prepared.set(distill={"processes": 3})
     with pytest.raises(UserError, match="batch: 4 blocks do not divide into 3 processes x 1 parts"):

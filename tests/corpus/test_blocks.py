@@ -41,6 +41,30 @@ def test_text_can_be_thinned_out_evenly(workspace: Workspace) -> None:
     assert corpus.read_blocks(Path("data/corpus"), "test").shape == (2, 32)
 
 
+def test_longer_blocks_are_contiguous_text_of_the_train_split_and_thinned_alike(workspace: Workspace) -> None:
+    workspace.set(corpus={"long_block": 50})
+    workspace.run("tokenize")
+    short, long = (corpus.read_blocks(Path("data/corpus"), split).flatten() for split in ("train", corpus.LONG))
+    assert np.array_equal(short[:9000], long[:9000])
+    assert corpus.read_manifest(Path("data/corpus")).long_block == 50
+    workspace.set(corpus={"max_tokens": 500})
+    workspace.run("tokenize")
+    assert corpus.read_all_blocks(Path("data/corpus"))[corpus.LONG].shape == (10, 50)
+    workspace.set(corpus={"long_block": 501})
+    with pytest.raises(UserError, match=r"corpus.long_block: 500 training tokens do not fill one block of 501"):
+        workspace.run("tokenize")
+    workspace.set(corpus={"long_block": None})
+    workspace.run("tokenize")
+    assert corpus.LONG not in corpus.read_all_blocks(Path("data/corpus"))
+
+
+def test_longer_blocks_beyond_the_teachers_positions_are_refused(workspace: Workspace) -> None:
+    workspace.set(corpus={"long_block": 65})
+    workspace.run("tokenize")
+    with pytest.raises(UserError, match=r"corpus.long_block: 65 exceeds the teacher's 64 positions"):
+        workspace.run("cache-logits")
+
+
 def test_a_damaged_split_is_named(workspace: Workspace) -> None:
     workspace.run("tokenize")
     path = Path("data/corpus/train.npy")

@@ -8,7 +8,7 @@ from torch import nn
 from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism
 from attnopt.student.attach import mechanisms_of
-from attnopt.student.calls import attention_weights, layer_calls, layer_inputs, watched
+from attnopt.student.calls import attention_weights, layer_calls, layer_inputs, replayed_calls, watched
 from attnopt.student.layers import attention_layers
 
 
@@ -65,6 +65,28 @@ def test_layer_inputs_are_what_enters_the_mechanisms() -> None:
     out, _ = mechanisms_of(student)[1](inputs[1], keeps_state=False)
     given = attention_layers(student)[1].o_proj(out.transpose(1, 2).reshape(2, 11, 32))
     torch.testing.assert_close(given, calls[1].output)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama gqa", "gpt-neox", "qwen2"])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_replayed_calls_are_those_of_a_whole_run(family: str, swapped: bool) -> None:
+    model = pair(family)[swapped]
+    positions = torch.arange(11) + torch.tensor([[0], [5]]) * (torch.arange(11) > 0)
+    calls = layer_calls(model, IDS, positions)
+    hidden, outputs = torch.stack([call.hidden for call in calls]), torch.stack([call.output for call in calls])
+    before, ran = hooks_of(model), []
+    layers = attention_layers(model)
+    with watched(layers, after=lambda *_: ran.append(1)):
+        replayed = list(replayed_calls(model, IDS, positions, hidden, outputs))
+    assert not ran, "no layer runs to its end"
+    assert hooks_of(model) == before
+    with torch.no_grad():
+        for layer, ours, theirs in zip(layers, replayed, calls, strict=True):
+            torch.testing.assert_close(layer(*ours.args, **ours.kwargs)[0], theirs.output)
+            assert torch.equal(ours.output, theirs.output)
+            assert (ours.inputs is None) == (theirs.inputs is None) == (not swapped)
+            if ours.inputs is not None and theirs.inputs is not None:
+                torch.testing.assert_close((ours.inputs.q, ours.inputs.k), (theirs.inputs.q, theirs.inputs.k))
 
 
 def dense(kind: str = "performer") -> tuple[Mechanism, Inputs]:

@@ -34,6 +34,16 @@ def test_marks_are_shares_of_all_steps_and_never_the_start_or_the_end(workspace:
     assert make_plan(chosen, 100, PHASES).marks == {5, 10}
 
 
+def test_the_last_share_of_all_steps_is_long_whichever_phase_it_falls_in(workspace: Workspace) -> None:
+    workspace.set(corpus={"long_block": 64})
+    chosen = variant(workspace, transfer={"steps": 12}, align={"steps": 3}, distill={"steps": 5, "long_share": 0.5})
+    assert make_plan(chosen, 100, PHASES).long == {"transfer": 2, "align": 3, "distill": 5}
+    assert make_plan(chosen, 100, ["transfer"]).long == {"transfer": 6}
+    chosen = variant(workspace, distill={"long_share": 0.1})
+    assert make_plan(chosen, 100, PHASES).long == {"transfer": 0, "align": 0, "distill": 2}
+    assert not any(make_plan(variant(workspace, distill={"long_share": 0}), 100, PHASES).long.values())
+
+
 def test_nothing_to_train_leaves_a_student_as_it_was_swapped_in(workspace: Workspace) -> None:
     workspace.set(distill={"train": "mechanism"})
     workspace.run("tokenize", "cache-logits", "distill none")

@@ -54,6 +54,7 @@ class Hybrid(Mechanism):
     """
 
     growth = "window"
+    parallel_up_to = 256
 
     class Options(MechanismOptions):
         window: int = Field(default=16, ge=0)
@@ -121,10 +122,14 @@ class Hybrid(Mechanism):
         return pieces.joined()[0], state
 
     def parallel(self, x: Inputs) -> Tensor:
-        """As `Mechanism.parallel`: one (B, H, T, T) softmax over the logs of all weights, near and far."""
-        (heads, tokens), window, branches = x.q.shape[1:3], self.options.window, self.options.branches
-        if branches == "window":
+        if self.options.branches == "window":
             return self.extend(x)[0]
+        (v,) = wide(repeat_heads(x.v, x.q.shape[1]))
+        return (self.weights(x) @ v).to(x.q.dtype)
+
+    def weights(self, x: Inputs) -> Tensor:
+        """As `Mechanism.weights`: one (B, H, T, T) softmax over the logs of all weights, near and far."""
+        tokens, heads, window, branches = x.q.shape[2], x.q.shape[1], self.options.window, self.options.branches
         q, k = self.centre.queries(x.q), self.centre.keys(x.k)
         logs = self.kernel(q, k).log()
         if self.log_mass is not None:
@@ -137,8 +142,7 @@ class Hybrid(Mechanism):
             exact = age < 1 if branches == "far" else (age < window) | first
             logs, seen = torch.where(exact, near, logs), seen & (exact | ((age >= window) & ~first))
         logs = logs + repeat_heads(self.centre.log_weight(k), heads)[:, :, None]
-        (v,) = wide(repeat_heads(x.v, heads))
-        return (logs.masked_fill(~seen, -torch.inf).softmax(-1) @ v).to(x.q.dtype)
+        return logs.masked_fill(~seen, -torch.inf).softmax(-1)
 
     def _extend(self, q: Tensor, k: Tensor, v: Tensor, state: HybridState | None) -> tuple[Tensor, HybridState]:
         """`extend` of up to CHECKPOINT_SPAN tokens."""

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from attnopt.targets.targets import Targets
+from attnopt.teacher.positions import placed
 from attnopt.training.params import PhaseName
-from attnopt.training.phases.base import Loss, Objective, relative_error
+from attnopt.training.phases.base import Loss, Objective, Told, relative_error
 
 
 class Align(Objective):
@@ -18,13 +18,14 @@ class Align(Objective):
 
     name: ClassVar[PhaseName] = "align"
 
-    def loss(self, ids: Tensor, targets: Targets | None) -> Loss:
+    def loss(self, ids: Tensor, targets: Told, positions: Tensor | None) -> Loss:
         with torch.no_grad():
-            theirs = _hidden_by_layer(self.dataset.teacher, ids)
-        ours = _hidden_by_layer(self.student, ids)
+            theirs = _hidden_by_layer(self.dataset.teacher, ids, positions)
+        ours = _hidden_by_layer(self.student, ids, positions)
         return torch.stack([relative_error(a, b) for a, b in zip(ours, theirs, strict=True)]).mean(), None
 
 
-def _hidden_by_layer(model: Any, ids: Tensor) -> tuple[Tensor, ...]:
+def _hidden_by_layer(model: Any, ids: Tensor, positions: Tensor | None) -> tuple[Tensor, ...]:
     """(B, T, C) after each layer; what goes into the first is the same for both."""
-    return model.base_model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[1:]
+    where = placed(positions)
+    return model.base_model(input_ids=ids, use_cache=False, output_hidden_states=True, **where).hidden_states[1:]

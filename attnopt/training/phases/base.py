@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +12,11 @@ from attnopt.student.attach import mechanisms_of
 from attnopt.student.build import Trainable, choose_trainable
 from attnopt.targets.dataset import Dataset
 from attnopt.targets.targets import Targets
+from attnopt.training.layer_cache import LayerTargets
 from attnopt.training.params import PhaseName, PhaseParams, Seeds, Variant
 
+Told = Targets | LayerTargets | None
+"""What a phase's loss is given of the teacher."""
 Loss = tuple[Tensor, Tensor | None]
 """The loss that is minimised and the divergence where it is a part of it; scalars, means over tokens."""
 
@@ -26,7 +30,7 @@ class Objective(nn.Module):
 
         objective = Distill(student, dataset, variant, seeds, torch.float32)
         trainable = objective.begin()                            # all else is frozen
-        loss, kl = objective(ids, dataset.targets("train", rows, ids))
+        loss, kl = objective(ids, objective.targets("train", rows, ids), dataset.positions("train", rows, ids.device))
         loss.backward()
         optimizer.step()
         objective.end()                                          # the student is a plain model again
@@ -40,7 +44,7 @@ class Objective(nn.Module):
 
     Attributes:
         name: the phase's section of params.yaml.
-        needs_targets: whether `forward` is to be given what the teacher says of the blocks.
+        needs_targets: whether `forward` is to be given what the teacher says of the next tokens.
     """
 
     name: ClassVar[PhaseName]
@@ -68,20 +72,25 @@ class Objective(nn.Module):
             parameter.requires_grad_(True)
         return found
 
-    def forward(self, ids: Tensor, targets: Targets | None) -> Loss:
+    def targets(self, split: str, rows: np.ndarray, ids: Tensor) -> Told:
+        """What `forward` is to be given of the teacher for the blocks `rows` of a split, ids (b, T)."""
+        return self.dataset.targets(split, rows, ids) if self.needs_targets else None
+
+    def forward(self, ids: Tensor, targets: Told, positions: Tensor | None = None) -> Loss:
         """The loss of some blocks, the mechanisms' penalties included.
 
         Args:
-            ids: (b, T) token ids. targets: what `dataset.targets` gave for them, where `needs_targets` is set.
+            ids: (b, T) token ids. targets: what `self.targets` gave for them.
+            positions: (b, T) where they stand; None: at 0, 1, 2, ...
         """
         with autocast(ids.device, self.dtype):
-            loss, kl = self.loss(ids, targets)
+            loss, kl = self.loss(ids, targets, positions)
         for mechanism in mechanisms_of(self.student):
             if (penalty := mechanism.penalty()) is not None:
                 loss = loss + penalty
         return loss, kl
 
-    def loss(self, ids: Tensor, targets: Targets | None) -> Loss:
+    def loss(self, ids: Tensor, targets: Told, positions: Tensor | None) -> Loss:
         """The same without penalties: what a subclass defines."""
         raise NotImplementedError
 

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from attnopt.targets.targets import Targets
 from attnopt.teacher.head import head_of, hidden_states
 from attnopt.training.chunked_loss import LossSpec, distillation_loss
+from attnopt.training.layer_cache import LayerTargets
 from attnopt.training.params import PhaseName
-from attnopt.training.phases.base import Loss, Objective
+from attnopt.training.phases.base import Loss, Objective, Told
 
 
 class Distill(Objective):
@@ -24,9 +24,10 @@ class Distill(Objective):
         super().__init__(*args)
         self.head = head_of(self.student)
 
-    def loss(self, ids: Tensor, targets: Targets | None) -> Loss:
+    def loss(self, ids: Tensor, targets: Told, positions: Tensor | None) -> Loss:
         assert targets is not None
+        assert not isinstance(targets, LayerTargets)
         p = self.variant.distill
         spec = LossSpec(p.kl, p.ce_weight, p.temperature, p.loss_chunk)
-        ours = hidden_states(self.student, ids)[:, :-1].flatten(0, 1)
+        ours = hidden_states(self.student, ids, positions)[:, :-1].flatten(0, 1)
         return distillation_loss(ours, self.head, targets, ids[:, 1:].flatten(), spec)

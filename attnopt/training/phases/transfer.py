@@ -3,10 +3,12 @@
 All layers learn in one pass, each from its own error alone (LoLCATs, https://arxiv.org/abs/2410.10254).
 """
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,11 +17,11 @@ from attnopt.mechanisms.base import Inputs
 from attnopt.ops.tensors import repeat_heads, wide
 from attnopt.student.attach import mechanisms_of
 from attnopt.student.build import softmax_copy
-from attnopt.student.calls import attention_weights, layer_calls
+from attnopt.student.calls import Call, attention_weights, layer_calls, replayed_calls
 from attnopt.student.layers import attention_layers
-from attnopt.targets.targets import Targets
+from attnopt.training.layer_cache import LayerCache, LayerTargets
 from attnopt.training.params import PhaseName
-from attnopt.training.phases.base import Loss, Objective, relative_error
+from attnopt.training.phases.base import Loss, Objective, Told, relative_error
 
 
 class Transfer(Objective):
@@ -39,16 +41,26 @@ class Transfer(Objective):
                 f"{self.variant.name}.transfer.loss: '{wanted}' needs attention weights on every "
                 f"token before, and {self.variant.kind} has none; allowed: outputs"
             )
+        self.cache = LayerCache(self.dataset) if self.variant.transfer.layers == "cached" else None
+
+    def targets(self, split: str, rows: np.ndarray, ids: Tensor) -> LayerTargets | None:
+        """Of the train split, where they are cached."""
+        return self.cache.targets(rows, ids.device) if self.cache and split == "train" else None
 
     @cached_property
     def teacher(self) -> Any:
         """A softmax copy where q and k are to be seen as they enter the attention; the teacher itself is faster."""
         return softmax_copy(self.dataset.teacher) if self.weights else self.dataset.teacher
 
-    def loss(self, ids: Tensor, targets: Targets | None) -> Loss:
+    def _calls(self, ids: Tensor, targets: Told, positions: Tensor | None) -> Iterable[Call]:
+        if not isinstance(targets, LayerTargets):
+            return layer_calls(self.teacher, ids, positions)
+        return replayed_calls(self.teacher, ids, positions, targets.hidden, targets.outputs)
+
+    def loss(self, ids: Tensor, targets: Told, positions: Tensor | None) -> Loss:
         layers: list[Any] = attention_layers(self.student)
         losses = []
-        for layer, call in zip(layers, layer_calls(self.teacher, ids), strict=True):
+        for layer, call in zip(layers, self._calls(ids, targets, positions), strict=True):
             with ExitStack() as watched:
                 weights = watched.enter_context(attention_weights(layer.mechanism)) if self.weights else []
                 ours = layer(*call.args, **call.kwargs)[0]
