@@ -143,7 +143,8 @@ def lists(source: Source, rng: np.random.Generator, length: int) -> Row:
         n = int(rng.integers(FEWEST_PAIRS, len(pairs) + 1))
         defined = [_line(row, source, key, value, None) for key, value in pairs[:n]]
         for i in rng.permutation(n):
-            _line(row, source, *pairs[i], defined[i])
+            key, value = pairs[i]
+            _line(row, source, key, value, defined[i])
     row.add(_text(source, rng, row.room), jump=True)
     return row
 
