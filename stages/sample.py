@@ -1,6 +1,6 @@
 """results/sample: what the variants' students write, beside the teacher."""
 
-from attnopt.core.paths import TEACHER
+from attnopt.core.paths import CORPUS, TEACHER
 from attnopt.evaluation.params import SampleParams
 from attnopt.student.jobs import jobs_to_do
 from attnopt.teacher.params import TeacherParams
@@ -14,7 +14,8 @@ def run(
     again: bool = False,
 ) -> None:
     """All students without a record that holds, or those of one variant."""
-    jobs = jobs_to_do("sample", variants, only, again, sample, teacher, TEACHER / "manifest.json")
+    data = (CORPUS / "manifest.json", TEACHER / "manifest.json")
+    jobs = jobs_to_do("sample", variants, only, again, sample, teacher, *data)
     if not jobs:
         return
     from attnopt.evaluation.sample import sample_students  # torch, only where there is work

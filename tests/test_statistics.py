@@ -22,6 +22,7 @@ from attnopt.statistics import (
     pooled_deviation,
     spearman,
     student_t,
+    wilson,
 )
 
 LENGTHS = [256, 512, 1024, 2048, 4096]
@@ -247,3 +248,10 @@ def test_the_pareto_front_agrees_with_its_definition():
     for row, on_front in zip(costs, pareto(costs), strict=True):
         beaten = any(all(o <= row) and any(o < row) for o in costs)
         assert on_front == (not beaten)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 10), (3, 10), (10, 10), (199, 200)])
+def test_wilsons_interval_is_scipys(hits: int, count: int):
+    expected = reference.binomtest(hits, count).proportion_ci(method="wilson")
+    assert wilson(hits / count, count) == pytest.approx((expected.low, expected.high), abs=1e-4)
+    assert wilson(hits / count, count / 2)[0] <= expected.low

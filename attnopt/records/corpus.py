@@ -1,4 +1,4 @@
-"""data/corpus/manifest.json, which `attnopt tokenize` leaves beside the blocks of every split."""
+"""data/corpus/manifest.json, which `attnopt tokenize` leaves beside the blocks and documents of every split."""
 
 from typing import ClassVar, Literal
 
@@ -6,7 +6,7 @@ from attnopt.records.base import Record, Row
 
 
 class SplitCounts(Row):
-    """Of a split's text, and `blocks` of what is kept of it."""
+    """Of a split's text, all of whose documents are kept, and `blocks` of what is cut from it, thinned out."""
 
     documents: int
     words: int
@@ -18,7 +18,8 @@ class SplitCounts(Row):
 class CorpusManifest(Record):
     """Attributes:
     sha256, tokenizer: digests of the text and of the tokenizer. block: tokens of a block. splits: train, valid, test.
-    long_block: tokens of the longer blocks that the train split is cut into too; None where it is not.
+    long_block, long_blocks: tokens and number of the longer blocks that the train split is cut into too; None and 0
+    where it is not.
     """
 
     stage: ClassVar[str] = "tokenize"
@@ -31,4 +32,5 @@ class CorpusManifest(Record):
     vocabulary: int
     block: int
     long_block: int | None = None
+    long_blocks: int = 0
     splits: dict[str, SplitCounts]

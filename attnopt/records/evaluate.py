@@ -82,7 +82,9 @@ class FeatureRow(Row):
 
 
 class PositionBin(Row):
-    """The predicted tokens at positions start <= t < stop of long documents, t counted from 0 at a document's start.
+    """The predicted tokens at positions start <= t < stop of pieces of documents, t counted from 0 at a piece's start.
+
+    Nothing predicts the token at 0, so that the first bin has one less of each piece.
 
     Attributes:
         blocks: documents; errors are over these. kl_forward, ce: means, nats. top1_agreement: a share.
@@ -106,7 +108,7 @@ class PositionBin(Row):
 
 
 class GapRow(Row):
-    """The predicted tokens whose pair (token before, token) last stood `low` <= tokens back < `high` in the document.
+    """The predicted tokens whose pair (token before, token) last stood `low` <= tokens back < `high` in the piece.
 
     Attributes:
         low: 0 for those whose pair stands there for the first time, with `high` None. high: None for the last bin too.
@@ -129,8 +131,8 @@ class LengthQuality(Row):
     Attributes:
         blocks: such pieces. positions: bins whose bounds are powers of two, the first and the last ones as they come.
         gaps: by distance to the last occurrence of the predicted pair.
-        holds_to: the longest bound of a bin up to which all bins' KL stays within twice that of the first; None where
-        the first one alone does.
+        holds_to: the longest bound of a bin up to which all bins' KL stays within twice that of the first, or 2e-4
+        nats; None where the first one alone does.
     """
 
     length: int
@@ -154,14 +156,15 @@ class RecallRow(Row):
     """A test of recall in context, student and teacher on the same items, teacher-forced.
 
     Attributes:
-        task: copy: a passage repeated after a gap; pairs: a key-value list, every key queried; phone_book: one number of
-        a list of names; needle: a number in filler text.
+        task: copy: a passage repeated after a gap; pairs: a key-value list, every key queried; phone_book: one number
+        of a list of names; needle: a number in filler text.
         size: the gap in tokens for copy, the number of pairs or names, the length in tokens for needle.
         items: blocks. queries: answers asked for. tokens: the longest item's length.
         accuracy, teacher_accuracy: shares of queries of which every token is the arg-max.
-        retention: accuracy over the teacher's, with its 95 % binomial interval, where the teacher reaches the bar
-        (`TEACHER_CAN`); None where this teacher cannot.
-        kl_answer: forward KL of the answers' tokens, nats, always; nll, teacher_nll: of the same tokens.
+        retention: accuracy over the teacher's, with its 95 % interval (Wilson's, clustered by item), where the teacher
+        reaches the bar (`TEACHER_CAN`); None where this teacher cannot.
+        kl_answer: forward KL of the answers' tokens, nats, always, its error over items; nll, teacher_nll: of the same
+        tokens. digest: sha256 of the items, which `evaluate.recall`, `items` and `seed` draw again from data/corpus.
     """
 
     task: Task
@@ -178,6 +181,7 @@ class RecallRow(Row):
     kl_answer_se: float | None
     nll: float
     teacher_nll: float
+    digest: str = ""
 
 
 TEACHER_CAN = 0.9
@@ -193,8 +197,9 @@ class CheckpointQuality(Row):
 
 class EvaluateRecord(StudentRecord):
     """Attributes:
-    splits: valid and test, in blocks as trained on. lengths: at each length of `evaluate.lengths`. recall: at each size.
-    state_bytes: of one sequence at each length, by length. layers, branches, pruned, features: empty where they do not apply.
+    splits: valid and test, in blocks as trained on. lengths: at each length of `evaluate.lengths`. recall: at each
+    size. state_bytes: of one sequence at each length, by length. layers, branches, pruned, features: empty where they
+    do not apply.
     """
 
     stage: ClassVar[str] = "evaluate"

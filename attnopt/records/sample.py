@@ -41,7 +41,9 @@ class GeneratedRecall(Row):
     """A test of recall as `RecallRow`, but the student writes the answer itself, greedily, through its decoding state.
 
     Attributes:
-        size: as in RecallRow. items: prompts. accuracy: share of answers that are right to the last character.
+        size: of phone_book the names; of copy the tokens of the passage, which stands there twice and is to come once
+        more, so that what is copied lies about as far back. items: prompts.
+        accuracy: share of answers that are right to the last character.
         retention: accuracy over the teacher's, with its interval, where the teacher reaches `TEACHER_CAN`.
     """
 

@@ -11,6 +11,8 @@ from attnopt.core.device import token_ids
 from attnopt.ops.divergence import all_divergences
 from attnopt.teacher.head import Head, hidden_states
 
+LOGITS = 2**22
+"""Of one model at a time: positions go through the head in pieces, so that long blocks need no more memory."""
 SUMS = ("kl_forward", "kl_reverse", "jsd", "top1_agreement", "ce", "teacher_ce")
 
 
@@ -48,15 +50,15 @@ def per_token(
     Args:
         teacher_hidden: gives the teacher's final hidden states (b, T, C) of a slice of the blocks, and their ids.
     """
-    device = head.weight.device
+    device, step = head.weight.device, max(1, LOGITS // len(head.weight))
     found: dict[str, list[Tensor]] = {name: [] for name in SUMS}
     for start in progress(range(0, len(blocks), batch)):
-        part = slice(start, start + batch)
+        part = slice(start, min(start + batch, len(blocks)))
         ids = token_ids(blocks[part], device)
         ours, theirs = hidden_states(student, ids)[:, :-1], teacher_hidden(part, ids)[:, :-1]
-        for row in range(len(ids)):
-            log_p = torch.log_softmax(teacher_head(theirs[row].to(teacher_head.weight.dtype)).float(), -1)
-            log_q = torch.log_softmax(head(ours[row]).float(), -1)
-            for name, values in compare_distributions(log_p, log_q, ids[row, 1:]).items():
+        for pieces in zip(*(t.flatten(0, 1).split(step) for t in (theirs, ours, ids[:, 1:])), strict=True):
+            log_p = torch.log_softmax(teacher_head(pieces[0]).float(), -1)
+            log_q = torch.log_softmax(head(pieces[1]).float(), -1)
+            for name, values in compare_distributions(log_p, log_q, pieces[2]).items():
                 found[name].append(values.cpu())
-    return {name: torch.stack(values).numpy() for name, values in found.items()}
+    return {name: torch.cat(values).view(len(blocks), -1).numpy() for name, values in found.items()}

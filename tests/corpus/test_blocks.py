@@ -92,6 +92,12 @@ def test_the_teacher_writes_the_training_text_and_none_of_what_is_held_out(works
     assert train.dtype == np.uint16
     manifest = json.loads(Path("data/corpus/manifest.json").read_text())
     assert (manifest["source"], manifest["splits"]["train"]["tokens"]) == ("teacher", 31 * 32)
+    sampled = corpus.read_documents(Path("data/corpus"), "train")
+    assert np.array_equal(sampled.tokens, train.ravel())
+    assert len(sampled) == manifest["splits"]["train"]["documents"] >= 31
+    assert max(sampled.sizes) <= 32
+    assert all(part[-1] == 0 or end % 32 == 0 for part, end in zip(sampled, sampled.ends, strict=True))
+    assert not any((part[:-1] == 0).any() for part in sampled)
     workspace.set(corpus={"seed": 1})
     workspace.run("tokenize")
     other = json.loads(Path("data/corpus/manifest.json").read_text())
@@ -100,6 +106,39 @@ def test_the_teacher_writes_the_training_text_and_none_of_what_is_held_out(works
     with pytest.raises(UserError, match=r"valid.txt is missing; valid.txt and test.txt are needed") as caught:
         documents(params.load_settings().corpus)
     assert "\n" not in str(caught.value)
+
+
+def test_documents_are_kept_whole_however_few_blocks_are(workspace: Workspace) -> None:
+    articles = [
+        f" = {name} = \n \n {name} found the old house . \n" * n for name, n in (("Anna", 1), ("Bela", 9), ("Dora", 30))
+    ]
+    Path("text/test.txt").write_text("".join(articles))
+    workspace.set(corpus={"max_tokens": 64, "max_eval_tokens": 64})
+    workspace.run("tokenize")
+    _, tokenizer = teacher.load_teacher(params.load_settings().teacher, model=False)
+    found = documents(params.load_settings().corpus)
+    for split, texts in found.items():
+        kept = corpus.read_documents(Path("data/corpus"), split)
+        assert [part.tolist() for part in kept] == [[*tokenizer.encode(t), tokenizer.eos_token_id] for t in texts]
+        assert kept[len(kept) - 1].tolist() == [*tokenizer.encode(texts[-1]), tokenizer.eos_token_id]
+        assert kept.sizes.sum() == len(kept.tokens) == corpus.read_manifest(Path("data/corpus")).splits[split].tokens
+        assert isinstance(kept.tokens, np.memmap)
+    assert len(found["test"]) == 40
+
+
+@pytest.mark.parametrize(("file", "what"), [("tokens", "tokens"), ("ends", "documents")])
+def test_damaged_documents_are_named(workspace: Workspace, file: str, what: str) -> None:
+    workspace.run("tokenize")
+    path = Path(f"data/corpus/test.{file}.npy")
+    np.save(path, np.zeros(3, np.int64))
+    with pytest.raises(UserError, match=rf"test.{file}.npy holds {what} \(3,\), its manifest says \(\d+,\)"):
+        corpus.read_documents(Path("data/corpus"), "test")
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=rf"data/corpus/test.{file}.npy is damaged .*run `dvc repro -f -s tokenize`"):
+        corpus.read_documents(Path("data/corpus"), "test")
+    path.unlink()
+    with pytest.raises(UserError, match=rf"test.{file}.npy is missing: run `dvc repro tokenize` first"):
+        corpus.read_documents(Path("data/corpus"), "test")
 
 
 def test_a_corpus_smaller_than_a_block_is_refused_and_nothing_is_written(workspace: Workspace) -> None:

@@ -18,13 +18,17 @@ from attnopt.targets.dataset import load_dataset
 from attnopt.teacher.head import head_of
 
 
-def test_measures_equal_the_plain_whole_logits_computation(workspace: Workspace) -> None:
+@pytest.mark.parametrize("logits", [1, 300 * 7, 2**22])
+def test_measures_equal_the_plain_whole_logits_computation(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, logits: int
+) -> None:
     workspace.run("tokenize", "cache-logits")
     settings = params.load_settings()
     loaded, _ = load_dataset(settings.teacher)
     student = students.build_student(loaded.teacher, settings.variant("none").swap, seed=0)
     blocks = loaded.blocks["test"][:5]
     heads = head_of(student), head_of(loaded.teacher)
+    monkeypatch.setattr("attnopt.student.distance.LOGITS", logits)
     found = per_token(student, heads[0], partial(loaded.hidden, "test"), heads[1], blocks, batch=2)
     ids = torch.from_numpy(blocks.astype(np.int64))
     with torch.no_grad():

@@ -3,12 +3,22 @@
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnopt.evaluation.recall import copy_items, recall_items, score_items, words_of
+from attnopt.evaluation.recall import (
+    FILLER,
+    copy_items,
+    needle_items,
+    phone_book_items,
+    recall_items,
+    score_items,
+    starts_within,
+    words_of,
+)
 
 WORDS = ["apple", "river", "stone", "cloud", "table", "grape", "lemon", "otter", "eagle", "maple", "cedar", "brick"]
 VOCAB = 600
@@ -68,6 +78,18 @@ def test_text_that_is_too_short_for_a_passage_is_refused(stream: Tensor) -> None
         copy_items(stream[:20], 1, passage=12, gap=9, seed=0)
 
 
+def test_a_passage_and_its_gap_lie_in_one_document_where_the_ends_are_told(stream: Tensor) -> None:
+    ends = np.array([10, 40, 45, 80])
+    expected = [s for s in range(80) if any(a <= s and s + 25 <= b for a, b in [(0, 10), (10, 40), (40, 45), (45, 80)])]
+    assert starts_within(ends, 25).tolist() == expected
+    text = stream[:80].unfold(0, 25, 1)
+    items = copy_items(stream[:80], 40, passage=20, gap=5, seed=0, ends=ends)
+    starts = {int((text == row[:25]).all(1).nonzero()[0, 0]) for row in items.ids}
+    assert starts <= set(expected)
+    with pytest.raises(ValueError, match="no document has 36 tokens, the longest has 35"):
+        copy_items(stream[:80], 1, passage=20, gap=16, seed=0, ends=ends)
+
+
 def test_every_key_is_asked_once_with_its_value(tokenizer) -> None:
     items = recall_items(tokenizer, WORDS, n_pairs=9, n_items=4, seed=0)
     for ids, answers, first in zip(items.ids, items.answers, items.first, strict=True):
@@ -90,6 +112,51 @@ def test_the_text_of_a_list_is_tokenised_as_a_whole(tokenizer) -> None:
 def test_more_pairs_than_words_are_refused(tokenizer) -> None:
     with pytest.raises(ValueError, match=r"12 words for 13 pairs"):
         recall_items(tokenizer, WORDS, n_pairs=13, n_items=1, seed=0)
+
+
+def test_a_phone_book_asks_for_a_third_after_two_examples(tokenizer) -> None:
+    items = phone_book_items(tokenizer, WORDS, n_names=6, n_items=5, seed=0)
+    third = []
+    for ids, answers, first in zip(items.ids, items.answers, items.first, strict=True):
+        listed, shown, asked = tokenizer.decode(ids[ids != 0]).split("\n\n")
+        book = [line.split(": ") for line in listed.split("\n")]
+        assert len({name for name, _ in book}) == 6
+        assert all(len(number) == 10 and number[0] in "6789" for _, number in book)
+        assert all(part.istitle() and part.lower() in WORDS for name, _ in book for part in name.split())
+        name, number = asked.split(": ")
+        assert [name, number] in book
+        shots = [line.split(": ") for line in shown.split("\n")]
+        assert len(shots) == 2
+        assert all(shot in book for shot in shots)
+        assert [name, number] not in shots
+        for mask in (answers == 0, first):
+            assert tokenizer.decode(ids[mask]).strip() == number
+        assert first.nonzero().max() < (answers == 0).nonzero().min()
+        assert (answers >= 0).nonzero().max() == (ids != 0).nonzero().max()
+        third.append(book.index([name, number]))
+    assert len(set(third)) > 1
+    with pytest.raises(ValueError, match="12 words for 13 names"):
+        phone_book_items(tokenizer, WORDS, n_names=13, n_items=1, seed=0)
+
+
+def test_a_needle_lies_at_depths_spread_evenly_and_is_asked_for_with_the_answers_beginning(tokenizer) -> None:
+    items = needle_items(tokenizer, WORDS, length=2500, n_items=5, seed=0)
+    one = len(tokenizer.encode("\n" + FILLER))
+    assert 2500 - 2 * one < items.ids.shape[1] <= 2500
+    for i, (ids, answers, first) in enumerate(zip(items.ids, items.answers, items.first, strict=True)):
+        lines = tokenizer.decode(ids[ids != 0]).split("\n")
+        (depth,) = [n for n, line in enumerate(lines[1:-1]) if line != FILLER]
+        assert depth == round(i / 4 * (len(lines) - 3))
+        key, number = lines[1 + depth].removeprefix("One of the special magic numbers for ")[:-1].split(" is: ")
+        assert set(key.split("-")) <= set(WORDS)
+        assert 10**6 <= int(number) < 10**7
+        assert lines[-1].endswith(f"? The special magic number for {key} mentioned in the provided text is {number}")
+        for mask in (answers == 0, first):
+            assert tokenizer.decode(ids[mask]).strip(" .") == number
+    with pytest.raises(ValueError, match=r"40 tokens, \d+ needed for the needle and the question alone"):
+        needle_items(tokenizer, WORDS, length=40, n_items=1, seed=0)
+    with pytest.raises(ValueError, match="1 words, 2 needed"):
+        needle_items(tokenizer, WORDS[:1], length=900, n_items=1, seed=0)
 
 
 def test_words_are_lower_case_whole_and_of_four_to_eight_letters() -> None:
