@@ -1,4 +1,4 @@
-"""results/bench: what the variants cost against context length, beside the untouched teacher in the same run."""
+"""results/bench: what the variants cost against context length, beside the teacher's softmax in the same run."""
 
 import os
 

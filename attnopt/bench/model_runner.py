@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from attnopt import mechanisms
 from attnopt.bench.work import Setting, Work, weight_bytes
 from attnopt.mechanisms.base import State, measured_bytes
+from attnopt.mechanisms.shared.states import with_room
 from attnopt.records.bench import Phase
 from attnopt.student.attach import mechanisms_of
 from attnopt.student.layers import attention_layers, describe_layer
+from attnopt.student.state import StateLayer
 
 POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
 
@@ -39,9 +41,7 @@ class ModelRunner:
         if phase == "prefill":
             return Work(lambda _: self._forward(ids))
         new = ids[:, length:].split(1, dim=1)
-        return Work(
-            lambda cache: self._decode(new, cache), lambda: self._forward(ids[:, :length]), copy.deepcopy, tokens
-        )
+        return Work(lambda cache: self._decode(new, cache), lambda: self._forward(ids[:, :length]), _copied, tokens)
 
     @torch.no_grad()
     def _forward(self, ids: Tensor, cache: Any = None) -> Any:
@@ -73,6 +73,15 @@ class ModelRunner:
     def is_synthetic(self, phase: Phase, length: int) -> bool:
         needed = length + (self.setting.decode_tokens if phase == "decode" else 0)
         return position_table(self.model) is not None and needed > self.model.config.max_position_embeddings
+
+
+def _copied(cache: Any) -> Any:
+    """A cache of its own, as decoding has it in its midst: a state that grows in place has room to."""
+    copied = copy.deepcopy(cache)
+    for layer in copied.layers:
+        if isinstance(layer, StateLayer):
+            layer.state = with_room(layer.state)
+    return copied
 
 
 def _layer_state(layer: Any) -> State:

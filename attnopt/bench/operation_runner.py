@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attnopt.bench.work import Setting, Work, weight_bytes
 from attnopt.mechanisms.base import Geometry, Inputs, State, measured_bytes
+from attnopt.mechanisms.shared.states import with_room
 from attnopt.records.bench import Phase
 
 
@@ -21,8 +22,8 @@ class Handover:
         self.state = state
 
     def copy(self) -> "Handover":
-        """For another run; the state's tensors are shared, as a step writes into none of them."""
-        return Handover(self.state)
+        """For another run, which begins in the midst of decoding: where a state grows in place, it has room to."""
+        return Handover(with_room(self.state))
 
     def take(self) -> State:
         """The state, which is no longer held here."""

@@ -66,7 +66,7 @@ class Cell(NamedTuple):
 def plans_of(
     student: Path, card: StudentCard, manifest: TeacherManifest, teacher: TeacherParams, params: BenchParams
 ) -> list[Plan]:
-    """What is measured of a variant: its student beside the teacher, and its mechanism alone beside SDPA.
+    """What is measured of a variant: its student beside the teacher, and its mechanism alone beside softmax.
 
     Args:
         student: folder of the distilled student. card: what stands in its student.json.

@@ -10,6 +10,7 @@ from typing import Any
 from attnopt import mechanisms
 from attnopt.conformance import checks
 from attnopt.conformance.case import GEOMETRIES, LENGTHS, Case, Finding, Findings, NotApplicable
+from attnopt.conformance.ownership import ownership
 from attnopt.core.errors import UserError
 from attnopt.mechanisms import Mechanism
 
@@ -17,6 +18,7 @@ CHECKS: dict[str, Callable[[Case], Findings]] = {
     "causality": checks.causality,
     "prefix": checks.prefix,
     "streaming": checks.streaming,
+    "ownership": ownership,
     "padding": checks.padding,
     "limit": checks.limit,
     "ones": checks.ones,
@@ -60,7 +62,7 @@ def check(cls: type[Mechanism], options: Any = None, only: Iterable[str] | None 
 
 
 def _run(name: str, cls: type[Mechanism], options: Any) -> Result:
-    if cls.control == "leaks" and name in ("prefix", "streaming"):
+    if cls.control == "leaks" and name in ("prefix", "streaming", "ownership"):
         return Result(name, None, 0.0, "it is declared to leak")
     findings = []
     for label, geometry in GEOMETRIES.items():

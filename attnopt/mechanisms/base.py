@@ -124,7 +124,8 @@ class Mechanism(nn.Module):
     the file's name, and nothing has to be registered.
 
     Rules that `attnopt conform` checks: an output depends on no later token; nothing is kept on `self` between calls;
-    a state that was passed in is left as it was; sums are accumulated in at least float32 (`attnopt.ops.tensors.wide`).
+    a state that was passed in says what it said, and may be passed in again (see `State`); sums are accumulated in at
+    least float32 (`attnopt.ops.tensors.wide`).
     Randomness at construction comes from torch's global generator, which the caller seeds, and what is drawn is kept in
     a buffer or a parameter. Padding, and rows that have seen different numbers of tokens, are handled by `forward`:
     `extend` never meets them.
@@ -228,7 +229,9 @@ class Mechanism(nn.Module):
 
         Args:
             x: T >= 1 new tokens, none of them padding; `x.keep` is to be ignored.
-            state: what an earlier call returned, or None; it must be left as it was, as it may be continued twice.
+            state: what an earlier call returned, or None. It belongs to the caller, who may continue it again: its
+                memory may be written to only where it has nothing, as `attnopt.ops.growing.Tokens` does, in which a
+                mechanism that keeps all tokens keeps them.
 
         Returns: out (B, H, T, D) in q's dtype, and the new state.
         """
@@ -277,7 +280,9 @@ class Mechanism(nn.Module):
         raise NotImplementedError
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
-        """Bytes that the state's tensors hold; the suite compares it with the memory of a real one.
+        """Bytes of what the state remembers; the suite compares it with a real one.
+
+        Room behind `Tokens` is not in it: there is none after a prefill, and in decoding at most as much again.
 
         Args:
             batch: B, the number of sequences.

@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
+from attnopt.ops.growing import Tokens
 from attnopt.ops.softmax.spans import QUERY_SPAN, Part, attend, attend_heads, in_spans, merge, zero_empty
 from attnopt.ops.tensors import MASKED, own_copy, repeat_heads, wide
 
@@ -42,8 +43,8 @@ class Segments(NamedTuple):
         v: (B, G, m, D) their values.
     """
 
-    slot_k: Tensor
-    slot_v: Tensor
+    slot_k: Tokens
+    slot_v: Tokens
     k: Tensor
     v: Tensor
 
@@ -78,20 +79,25 @@ class Linformer(Mechanism):
         self.normalised = options.branches != "far"
 
     def extend(self, x: Inputs, state: Segments | None = None) -> tuple[Tensor, State]:
-        old = state or Segments(*(own_copy(t[:, :, :0]) for t in (x.k, x.v, x.k, x.v)))
+        old = state or self._empty(x)
         k, v = torch.cat([old.k, x.k], 2), torch.cat([old.v, x.v], 2)
         slot_k, slot_v = old.slot_k, old.slot_v
         done = k.shape[2] - k.shape[2] % self.options.segment
         if done and self.options.branches != "window":
-            slot_k = torch.cat([slot_k, pool(self.pool_k, k[:, :, :done])], 2)
-            slot_v = torch.cat([slot_v, pool(self.pool_v, v[:, :, :done])], 2)
+            slot_k = slot_k.append(pool(self.pool_k, k[:, :, :done]))
+            slot_v = slot_v.append(pool(self.pool_v, v[:, :, :done]))
         parts = []
         if self.options.branches != "far":
             parts.append(self._segments(x.q, k, v))
-        if slot_k.shape[2]:
-            parts.append(self._slots(x.q, slot_k, slot_v, old))
+        if slot_k.count:
+            parts.append(self._slots(x.q, slot_k.tensor, slot_v.tensor, old))
         out = zero_empty(*merge(*parts)).to(x.q.dtype) if parts else x.q * 0
         return out, Segments(slot_k, slot_v, own_copy(k[:, :, done:]), own_copy(v[:, :, done:]))
+
+    def _empty(self, x: Inputs) -> Segments:
+        """The state before the first token."""
+        k, v = own_copy(x.k[:, :, :0]), own_copy(x.v[:, :, :0])
+        return Segments(Tokens(k), Tokens(v), k, v)
 
     def _segments(self, q: Tensor, k: Tensor, v: Tensor) -> Part:
         """Attention of each query to its own segment, up to itself.
@@ -122,7 +128,7 @@ class Linformer(Mechanism):
         segment, slots = self.options.segment, self.options.slots
 
         def visible(query: Tensor | int) -> Any:
-            return (old.k.shape[2] + query) // segment * slots + old.slot_k.shape[2]
+            return (old.k.shape[2] + query) // segment * slots + old.slot_k.count
 
         def cut(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
             count = max(slots, visible(stop - 1))

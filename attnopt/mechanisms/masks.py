@@ -30,11 +30,12 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
+from attnopt.ops.growing import Tokens
 from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import dense_attention, only
 from attnopt.ops.softmax.spans import BLOCK, Part, merge
 from attnopt.ops.softmax.strided import strided_attention
-from attnopt.ops.tensors import MASKED, repeat_heads, wide
+from attnopt.ops.tensors import MASKED, own_copy, repeat_heads, wide
 from attnopt.ops.window_state import WindowState, append_tokens
 
 FORMS = "last:i, window:w, first:f, stride:n, full"
@@ -91,6 +92,18 @@ class Candidate(NamedTuple):
         return s < self.size if self.form == "first" else distance % self.size == 0
 
 
+class AllTokens(NamedTuple):
+    """The state of sets with `stride` or `full`; that of other sets is a `WindowState`.
+
+    Attributes:
+        k: (B, G, S, D) keys of all tokens so far.
+        v: (B, G, S, D) their values.
+    """
+
+    k: Tokens
+    v: Tokens
+
+
 class Masks(Mechanism):
     source = "https://arxiv.org/abs/1904.10509"
     paper = "Child et al. 2019"
@@ -133,16 +146,32 @@ class Masks(Mechanism):
         if self.far:
             self.growth = "linear"
 
-    def extend(self, x: Inputs, state: WindowState | None = None) -> tuple[Tensor, State]:
+    def extend(self, x: Inputs, state: AllTokens | WindowState | None = None) -> tuple[Tensor, State]:
+        if self.far:
+            assert not isinstance(state, WindowState)
+            after = self._grown(x, state)
+            k, v = after.k.tensor, after.v.tensor
+            kept = WindowState(k, v, k[:, :, : self.sinks], v[:, :, : self.sinks], k.shape[2])
+            return self._attend(x.q, kept), after
+        assert not isinstance(state, AllTokens)
         kept = append_tokens(state, x.k, x.v, self.sinks)
-        parts = [self._band(x.q, kept, start, stop) for start, stop in self._runs() if start < kept.k.shape[2]]
-        parts += [self._strided(x.q, kept, i) for i in self.far]
+        return self._attend(x.q, kept), kept.cut(max(0, self.window - 1))
+
+    def _grown(self, x: Inputs, state: AllTokens | None) -> AllTokens:
+        """All tokens, the new ones too."""
+        if state is None:
+            return AllTokens(Tokens(own_copy(x.k)), Tokens(own_copy(x.v)))
+        return AllTokens(state.k.append(x.k), state.v.append(x.v))
+
+    def _attend(self, q: Tensor, kept: WindowState) -> Tensor:
+        """The output of queries q (B, H, T, D), whose own tokens are the last T that are `kept`."""
+        parts = [self._band(q, kept, start, stop) for start, stop in self._runs() if start < kept.k.shape[2]]
+        parts += [self._strided(q, kept, i) for i in self.far]
         if self.sinks:
             bias = self._log_mass(self.first, self.sinks)[:, : kept.first_k.shape[2]]
-            prefix = Prefix(kept.first_k, kept.first_v, kept.seen - x.q.shape[2], bias=bias)
-            parts.append(prefix.attend(x.q, 0, self.geometry.scaling))
-        out, _ = merge(*parts)
-        return out.to(x.q.dtype), kept.cut(kept.seen if self.far else max(0, self.window - 1))
+            prefix = Prefix(kept.first_k, kept.first_v, kept.seen - q.shape[2], bias=bias)
+            parts.append(prefix.attend(q, 0, self.geometry.scaling))
+        return merge(*parts)[0].to(q.dtype)
 
     def parallel(self, x: Inputs) -> Tensor:
         (mask,) = wide(self.mask(x.q.shape[2]))
@@ -239,8 +268,7 @@ class Masks(Mechanism):
         return torch.stack(outs, dim=2)
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
-        last = length if self.far else min(length, max(0, self.window - 1))
-        tokens = last + min(length, self.sinks)
+        tokens = length if self.far else min(length, max(0, self.window - 1)) + min(length, self.sinks)
         return 2 * batch * self.geometry.kv_heads * tokens * self.geometry.head_dim * dtype.itemsize
 
     @classmethod

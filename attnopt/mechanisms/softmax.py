@@ -6,12 +6,27 @@ Source: Vaswani et al. 2017, computed by PyTorch's scaled_dot_product_attention.
 nothing to fit: what a student with it loses or costs is the swap itself.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State
-from attnopt.ops.tensors import repeat_heads
+from attnopt.ops.growing import Tokens
+from attnopt.ops.tensors import own_copy, repeat_heads
+
+
+class SoftmaxState(NamedTuple):
+    """All tokens so far.
+
+    Attributes:
+        k: (B, G, S, D) their keys.
+        v: (B, G, S, D) their values.
+    """
+
+    k: Tokens
+    v: Tokens
 
 
 class Softmax(Mechanism):
@@ -24,17 +39,19 @@ class Softmax(Mechanism):
     class Options(MechanismOptions):
         pass
 
-    def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
-        if state is None:
-            k, v = x.k.clone(), x.v.clone()  # views would keep the model's whole q, k, v alive
-        else:
-            k, v = torch.cat([state[0], x.k], dim=2), torch.cat([state[1], x.v], dim=2)
-        new, seen = x.q.shape[2], k.shape[2]
+    def extend(self, x: Inputs, state: SoftmaxState | None = None) -> tuple[Tensor, State]:
+        if state is None:  # a copy, as views would keep the model's whole q, k, v alive; attention reads what came
+            return self._attend(x.q, x.k, x.v), SoftmaxState(Tokens(own_copy(x.k)), Tokens(own_copy(x.v)))
+        after = SoftmaxState(state.k.append(x.k), state.v.append(x.v))
+        return self._attend(x.q, after.k.tensor, after.v.tensor), after
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The output of queries q (B, H, T, D), whose own tokens are the last T of k and v (B, G, S, D)."""
+        new, seen = q.shape[2], k.shape[2]
         bias = None if new in (1, seen) else torch.ones(new, seen, dtype=torch.bool, device=k.device).tril(seen - new)
-        out = F.scaled_dot_product_attention(
-            x.q, k, v, bias, is_causal=1 < new == seen, scale=self.geometry.scaling, enable_gqa=True
+        return F.scaled_dot_product_attention(
+            q, k, v, bias, is_causal=1 < new == seen, scale=self.geometry.scaling, enable_gqa=True
         )
-        return out, (k, v)
 
     def reference(self, x: Inputs) -> Tensor:
         heads = x.q.shape[1]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attnopt.ops.growing import Tokens
 from attnopt.ops.tensors import last_tokens, own_copy
 
 
@@ -12,23 +13,32 @@ class WindowState(NamedTuple):
     """Keys and values of the last tokens and of the first ones.
 
     Attributes:
-        k: (B, G, n, D) keys of the last n tokens.
-        v: (B, G, n, D) their values.
+        last_k: (B, G, n, D) keys of the last n tokens; a plain tensor until the first `cut`.
+        last_v: (B, G, n, D) their values.
         first_k: (B, G, f, D) keys of the first f tokens; they are here also while they are among the last.
         first_v: (B, G, f, D) their values.
         seen: how many tokens there have been in all.
     """
 
-    k: Tensor
-    v: Tensor
+    last_k: Tokens | Tensor
+    last_v: Tokens | Tensor
     first_k: Tensor
     first_v: Tensor
     seen: int
 
+    @property
+    def k(self) -> Tensor:
+        """Keys of the last tokens, (B, G, n, D)."""
+        return self.last_k.tensor if isinstance(self.last_k, Tokens) else self.last_k
+
+    @property
+    def v(self) -> Tensor:
+        """Their values."""
+        return self.last_v.tensor if isinstance(self.last_v, Tokens) else self.last_v
+
     def cut(self, last: int) -> "WindowState":
         """The state with only the last `last` tokens beside the first ones, in memory of its own."""
-        k, v = last_tokens(self.k, last), last_tokens(self.v, last)
-        return WindowState(k, v, own_copy(self.first_k), own_copy(self.first_v), self.seen)
+        return self._replace(last_k=_cut(self.last_k, last), last_v=_cut(self.last_v, last))
 
 
 def append_tokens(kept: WindowState | None, k: Tensor, v: Tensor, first: int) -> WindowState:
@@ -42,8 +52,17 @@ def append_tokens(kept: WindowState | None, k: Tensor, v: Tensor, first: int) ->
     Returns: a state that may share memory with k and v, to be `cut` before it is kept.
     """
     if kept is None:
-        return WindowState(k, v, k[:, :, :first], v[:, :, :first], k.shape[2])
+        return WindowState(k, v, own_copy(k[:, :, :first]), own_copy(v[:, :, :first]), k.shape[2])
     first_k, first_v = kept.first_k, kept.first_v
     if kept.seen < first:
-        first_k, first_v = (torch.cat(pair, 2)[:, :, :first] for pair in ((first_k, k), (first_v, v)))
-    return WindowState(torch.cat([kept.k, k], 2), torch.cat([kept.v, v], 2), first_k, first_v, kept.seen + k.shape[2])
+        first_k, first_v = (own_copy(torch.cat(pair, 2)[:, :, :first]) for pair in ((first_k, k), (first_v, v)))
+    last_k, last_v = _appended(kept.last_k, k), _appended(kept.last_v, v)
+    return WindowState(last_k, last_v, first_k, first_v, kept.seen + k.shape[2])
+
+
+def _appended(old: Tokens | Tensor, new: Tensor) -> Tokens:
+    return (old if isinstance(old, Tokens) else Tokens(old)).append(new)
+
+
+def _cut(tokens: Tokens | Tensor, last: int) -> Tokens:
+    return tokens.last(last) if isinstance(tokens, Tokens) else Tokens(last_tokens(tokens, last))

@@ -1,4 +1,4 @@
-"""results/bench/NAME/record.json: what one variant costs against context length, beside the teacher in the same run."""
+"""results/bench/NAME/record.json: what one variant costs against context length, beside softmax in the same run."""
 
 from typing import ClassVar, Literal
 
@@ -18,7 +18,8 @@ class Measurement(Row):
     Attributes:
         level: "model" for whole models, "operation" for one layer's attention alone.
         length: of the context, in tokens. batch: sequences side by side.
-        subject: "variant" or "softmax", the baseline that was measured in the same rounds.
+        subject: "variant" or "softmax", the baseline that was measured in the same rounds: SDPA with a decoding state
+            that grows in place, in the whole model through the swap.
         samples, median, q1, q3: times of single runs and their quartiles, in `unit`.
         peak_mib: most memory held at any moment of the phase, above the loaded subject and its inputs: the kernel's
             high-water mark of the resident set on a CPU, the allocator's on a GPU.
@@ -28,7 +29,8 @@ class Measurement(Row):
         peak_reserved_mib: what a GPU's allocator took from the driver meanwhile; None on a CPU.
         weight_bytes: of the subject's parameters and buffers.
         joules: of one run, or one token where it decodes, idle power included; None unless bench.energy is set.
-        state_bytes, state_bytes_declared: of the whole batch after `length` tokens; None in phase train.
+        state_bytes, state_bytes_declared: of the whole batch after a prefill of `length` tokens; None in phase train.
+            A state that grows in place takes up to twice as much once decoding goes on, which is in the peak.
         synthetic_positions: whether the phase needed more positions than the model has; only its cost means anything.
         outcome: "ok", or why time or memory could not be measured to the end; what was found before is kept.
         noisy: whether the spread of the samples stayed above `bench.max_spread` when they were taken again.
@@ -80,7 +82,7 @@ class BenchRecord(Record):
     """
 
     stage: ClassVar[str] = "bench"
-    format: Literal[2] = 2
+    format: Literal[3] = 3
 
     variant: str
     kind: str

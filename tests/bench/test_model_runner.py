@@ -38,6 +38,14 @@ def test_prefill_and_decode_of_a_model_reach_the_length_and_leave_the_context_as
     assert context.get_seq_length() == 10
 
 
+def test_a_swapped_models_decoding_run_begins_with_room_for_its_tokens():
+    work = ModelRunner(swapped(), SETTING).work("decode", 10)
+    context = work.context()
+    given = work.copy(context)
+    assert [c.layers[1].state.v.capacity for c in (context, given)] == [10, 20]
+    assert given.layers[1].state.v.count == 10
+
+
 def test_extended_positions_change_nothing_below_the_models_own():
     model = gpt2()
     ids = torch.arange(16)[None]

@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from attnopt import mechanisms
+from attnopt.bench.subjects import Teacher
+from attnopt.bench.work import Setting
 from attnopt.cli import app
 from attnopt.core.files import read_json
 from attnopt.core.machine import environment
@@ -92,6 +94,17 @@ def test_the_stage_writes_a_record_of_both_levels(project):
         assert m["synthetic_positions"] == (level == "model" and length == 32)
         expected = window.state_bytes(1, length, torch.float32) if subject == "variant" else 2 * 32 * length * 4
         assert m["state_bytes_declared"] == (None if phase == "train" else expected * layers[level])
+
+
+def test_the_baseline_is_the_teacher_whose_softmax_keeps_a_state_that_grows_in_place(project):
+    setting = Setting(batch=1, decode_tokens=2, dtype=torch.float32, device=torch.device("cpu"))
+    teacher_params = TeacherParams(source="path", path="teacher")
+    runner = Teacher(teacher_params).load(setting)
+    layer = runner.work("prefill", 10).run(None).layers[1]
+    assert (layer.state.k.count, layer.state.k.capacity) == (10, 10)
+    ids = torch.arange(6)[None]
+    untouched, _ = teacher.load_teacher(teacher_params)
+    torch.testing.assert_close(runner.model(ids).logits, untouched(ids).logits)
 
 
 @pytest.mark.slow

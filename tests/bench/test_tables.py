@@ -31,7 +31,7 @@ def test_record_names_what_the_numbers_depend_on(tmp_path):
     made = record.model_dump()
     assert made["hardware"] == "Sparc, 4 cores, 8 GiB"
     assert [made[key] for key in ("variant", "kind", "control", "machine")] == ["mine", "window", "leaks", "laptop"]
-    assert (made["key"], made["format"]) == ("abc", 2)
+    assert (made["key"], made["format"]) == ("abc", 3)
     expected = {"threads": 3, "dtype": "bfloat16", "device": "cpu", "load_before": 0.25}
     assert made["environment"].items() >= expected.items()
     assert {"cpu", "cores", "ram_gib", "torch", "transformers", "python", "os"} <= made["environment"].keys()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from attnopt import conformance
 from attnopt.mechanisms import Geometry, Inputs, Mechanism
-from attnopt.mechanisms.softmax import Softmax
+from attnopt.mechanisms.softmax import Softmax, SoftmaxState
+from attnopt.ops.growing import Tokens
 from attnopt.ops.tensors import repeat_heads, wide
 
 
@@ -94,7 +95,8 @@ class Bidirectional(Softmax):
 
     def extend(self, x, state=None):
         _, state = super().extend(x, state)
-        return F.scaled_dot_product_attention(x.q, *state, scale=self.geometry.scaling, enable_gqa=True), state
+        k, v = (t.tensor for t in state)
+        return F.scaled_dot_product_attention(x.q, k, v, scale=self.geometry.scaling, enable_gqa=True), state
 
 
 @killed_by("causality", "gradient to future v")
@@ -141,11 +143,49 @@ class SharedBuffer(Softmax):
         for buffer, new in zip(buffers, (x.k, x.v), strict=True):
             buffer[:, :, seen : seen + x.k.shape[2]] = new.detach()
         k, v = (buffer[:, :, : seen + x.k.shape[2]] for buffer in buffers)
-        out, _ = super().extend(x, None if state is None else (k[:, :, :seen], v[:, :, :seen]))
+        before = SoftmaxState(Tokens(k[:, :, :seen]), Tokens(v[:, :, :seen])) if seen else None
+        out, _ = super().extend(x, before)
         return out, (k, v)
 
     def buffers_for(self, x):
         return [x.k.new_zeros(*x.k.shape[:2], 128, x.k.shape[3]) for _ in range(2)]
+
+
+@killed_by("streaming", "in chunks")
+class ReadsItsWholeMemory(Softmax):
+    """Queries attend to all that there is memory for, with zeros where no token is yet."""
+
+    def extend(self, x, state=None):
+        _, state = super().extend(x, state)
+        k, v = (t._memory.data for t in state)
+        new, seen = x.q.shape[2], state.k.count
+        visible = torch.ones(new, k.shape[2], dtype=torch.bool).tril(seen - new)
+        visible[:, seen:] = True
+        return weights_of(Inputs(x.q, k, v), self.geometry.scaling, visible) @ repeat_heads(v, x.q.shape[1]), state
+
+
+@killed_by("ownership", "of continuations that take turns")
+class OverwritesItsOlderOwner(Softmax):
+    """Appends in place whoever else has appended to the same tokens."""
+
+    def extend(self, x, state=None):
+        for tokens in state or ():
+            tokens._memory.taken = tokens.count
+        return super().extend(x, state)
+
+
+class Opaque:
+    def __init__(self, state):
+        self.state = state
+
+
+@killed_by("ownership", "beams after choice")
+class HiddenState(Softmax):
+    """The state is an object that `select_rows` does not look into: beams that change places keep their old tokens."""
+
+    def extend(self, x, state=None):
+        out, after = super().extend(x, state and state[0].state)
+        return out, (Opaque(after),)
 
 
 @killed_by("padding", "padded tokens")
@@ -184,12 +224,13 @@ class BlindToItself(Softmax):
     """A token sees those before it, but itself only where there is none."""
 
     def extend(self, x, state=None):
-        _, (k, v) = super().extend(x, state)
+        _, state = super().extend(x, state)
+        k, v = (t.tensor for t in state)
         new, seen = x.q.shape[2], k.shape[2]
         visible = torch.ones(new, seen, dtype=torch.bool).tril(seen - new - 1)
         visible[:, 0] = True
         weights = weights_of(Inputs(x.q, k, v), self.geometry.scaling, visible)
-        return weights @ repeat_heads(v, x.q.shape[1]), (k, v)
+        return weights @ repeat_heads(v, x.q.shape[1]), state
 
 
 @killed_by("ones", "length")
@@ -207,7 +248,7 @@ class EpsilonInTheDenominator(Linear):
 @killed_by("reference", "gradient of k")
 class DetachedState(Softmax):
     def extend(self, x, state=None):
-        return super().extend(x, state and tuple(s.detach() for s in state))
+        return super().extend(x, state and SoftmaxState(*(Tokens(t.tensor.detach()) for t in state)))
 
 
 @killed_by("reference", "gradient of q")
@@ -311,6 +352,24 @@ class StateOfViews(Linear):
         out, _ = super().extend(x, state)
         sums, mass = self.sums(self.features(x.k.float()), x.v.float(), state)
         return out, (sums[:, :, -1], mass[:, :, -1])
+
+
+@killed_by("memory", "bytes held")
+class HandsOverItsWholeMemory(Softmax):
+    """The state is the memory with all its room, and a number that says how much is taken."""
+
+    def extend(self, x, state=None):
+        if state is not None:
+            state = SoftmaxState(*(Tokens(t[:, :, : state[2]]) for t in state[:2]))
+        out, after = super().extend(x, state)
+        return out, (*(t._memory.data for t in after), after.k.count)
+
+
+@killed_by("memory", "bytes held with what lies behind")
+class TakesFourTimesTheMemory(Softmax):
+    def extend(self, x, state=None):
+        out, after = super().extend(x, state)
+        return out, SoftmaxState(*(Tokens(t.tensor.repeat(1, 1, 4, 1)[:, :, : t.count]) for t in after))
 
 
 @killed_by("memory", "constant state")

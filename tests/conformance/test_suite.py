@@ -32,9 +32,9 @@ class Bidirectional(Softmax):
     control = "leaks"
 
     def extend(self, x, state=None):
-        k, v = (x.k, x.v) if state is None else (torch.cat(pair, dim=2) for pair in zip(state, (x.k, x.v), strict=True))
-        scaling = self.geometry.scaling
-        return torch.nn.functional.scaled_dot_product_attention(x.q, k, v, scale=scaling, enable_gqa=True), (k, v)
+        _, state = super().extend(x, state)
+        k, v, scaling = state.k.tensor, state.v.tensor, self.geometry.scaling
+        return torch.nn.functional.scaled_dot_product_attention(x.q, k, v, scale=scaling, enable_gqa=True), state
 
     def reference(self, x):
         return self.extend(x)[0]

@@ -115,6 +115,22 @@ def test_cache_rows_can_be_repeated_and_selected() -> None:
     torch.testing.assert_close(ours, whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["softmax", "nsa", "window"])
+@torch.no_grad()
+def test_a_cache_that_grew_in_place_can_be_copied_and_its_rows_picked(kind: str) -> None:
+    _, student = pair("llama gqa", kind)
+    ids = torch.randint(90, (2, 24), generator=torch.Generator().manual_seed(0))
+    cache = student(ids[:, :17], use_cache=True).past_key_values
+    for token in ids[:, 17:].split(1, 1):
+        student(token, use_cache=True, past_key_values=cache)
+    twin, order = copy.deepcopy(cache), torch.tensor([1, 1])
+    cache.reorder_cache(order)
+    for new, own, text in ((torch.tensor([[5], [6]]), cache, ids[order]), (torch.tensor([[7], [8]]), twin, ids)):
+        ours = student(new, use_cache=True, past_key_values=own).logits[:, -1]
+        whole = student(torch.cat([text, new], 1)).logits[:, -1]
+        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", UNSWAPPABLE)
 def test_what_cannot_be_swapped_is_refused_by_name(family: str) -> None:
     make, reason = UNSWAPPABLE[family]

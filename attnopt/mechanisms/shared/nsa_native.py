@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs
+from attnopt.ops.growing import Tokens
 from attnopt.ops.nsa.near import near_attention
 from attnopt.ops.nsa.picked import picked_attention
 from attnopt.ops.nsa.pool import Pool
 from attnopt.ops.nsa.slots import TIE, Layout, slot_attention
-from attnopt.ops.tensors import MASKED, repeat_heads, wide
+from attnopt.ops.tensors import MASKED, own_copy, repeat_heads, wide
 
 Branch = Literal["window", "selected", "compressed"]
 BRANCHES: tuple[Branch, ...] = ("window", "selected", "compressed")
@@ -29,30 +30,24 @@ SETS: dict[str, tuple[Branch, ...]] = {
 """The branches that run, for each value of the option `branches`."""
 GATES = (0.7, 0.2, 0.1)
 """The share of each branch, in the order of BRANCHES, that the gates give it at the start."""
-PAGE = 256
-"""Tokens that the state collects before it copies them to the rest: a decoding step must not copy all keys."""
 NUMBERS = 2**19
 """Entries of q handled at a time."""
 
 
 class NSAState(NamedTuple):
-    """All tokens so far, in two parts, and the slots of all complete blocks.
+    """All tokens so far, and the slots of all complete blocks.
 
     Attributes:
-        k: (B, G, N n, D) keys of the first tokens, whole blocks of them.
-        v: (B, G, N n, D) their values.
-        k_new: (B, G, m, D) keys of the tokens since, fewer than a page (or a block, where that is longer).
-        v_new: (B, G, m, D) their values.
-        k_slots: (B, G, M, D) the pooled key of each complete block of both parts, in at least float32.
-        v_slots: (B, G, M, D) the pooled values.
+        k: (B, G, S, D) keys of the tokens.
+        v: (B, G, S, D) their values.
+        k_slots: (B, G, N, D) the pooled key of each complete block, in at least float32.
+        v_slots: (B, G, N, D) the pooled values.
     """
 
-    k: Tensor
-    v: Tensor
-    k_new: Tensor
-    v_new: Tensor
-    k_slots: Tensor
-    v_slots: Tensor
+    k: Tokens
+    v: Tokens
+    k_slots: Tokens
+    v_slots: Tokens
 
 
 class Keys(NamedTuple):
@@ -61,17 +56,14 @@ class Keys(NamedTuple):
     Attributes:
         near_k: (X, L, D) keys of the tokens that are near to any query, from `Layout.start` to the last query.
         near_v: (X, L, D) their values.
-        k, v: (X, N n, D) as in the state after these queries: the first tokens.
-        k_new, v_new: (X, N' n, D) the whole blocks among the tokens since.
-        k_slots, v_slots: (X, M, D) the slots of all complete blocks.
+        k, v: (X, N n, D) all complete blocks.
+        k_slots, v_slots: (X, N, D) their slots.
     """
 
     near_k: Tensor
     near_v: Tensor
     k: Tensor
     v: Tensor
-    k_new: Tensor
-    v_new: Tensor
     k_slots: Tensor
     v_slots: Tensor
 
@@ -228,39 +220,28 @@ class NativeNSA(nn.Module):
     def _prepared(self, x: Inputs, state: NSAState | None) -> tuple[Tensor, Keys, Layout, NSAState]:
         """q as (X, R, T, D) in at least float32, what it may read, where it stands, and the state after it."""
         size, g = self.options.block, self.geometry
-        if state is None:
-            none = x.k.new_empty(*x.k.shape[:2], 0, x.k.shape[3])
-            state = NSAState(none, none, none, none, *wide(none, none))
-        layout = Layout(state.k.shape[2] + state.k_new.shape[2], size, self.options.window)
-        near = (_near_tokens(state.k, state.k_new, x.k, layout), _near_tokens(state.v, state.v_new, x.v, layout))
+        layout = Layout(0 if state is None else state.k.count, size, self.options.window)
         after = self._grown(x, state)
-        whole = after.k_new.shape[2] // size * size
-        flat = [t.flatten(0, 1) for t in after]
-        keys = Keys(near[0], near[1], flat[0], flat[1], flat[2][:, :whole], flat[3][:, :whole], flat[4], flat[5])
+        k, v, k_slots, v_slots = (t.tensor.flatten(0, 1) for t in after)
+        whole = after.k_slots.count * size
+        near_k, near_v = wide(k[:, layout.start :], v[:, layout.start :])
+        keys = Keys(near_k, near_v, k[:, :whole], v[:, :whole], k_slots, v_slots)
         q = wide(x.q)[0].reshape(-1, g.heads // g.kv_heads, *x.q.shape[2:])
         return q, keys, layout, after
 
-    def _grown(self, x: Inputs, state: NSAState) -> NSAState:
-        """The state after the new tokens.
-
-        Blocks that they complete are pooled to slots. The tokens since are kept apart until they fill a page, and then
-        their whole blocks are copied to the first part.
-        """
-        size, whole, done = self.options.block, state.k.shape[2], state.k_slots.shape[2] * self.options.block
-        grown = []
-        for old, waiting, slots, t, pool in (
-            (state.k, state.k_new, state.k_slots, x.k, self.pool_k),
-            (state.v, state.v_new, state.v_slots, x.v, self.pool_v),
-        ):
-            joined = torch.cat([waiting, t], dim=2) if waiting.shape[2] else t
-            full = joined.shape[2] // size * size
-            if whole + full > done:
-                blocks = joined[:, :, done - whole : full].unflatten(2, (-1, size))
-                slots = torch.cat([slots, pool(*wide(blocks))], dim=2)
-            if joined.shape[2] >= max(PAGE, size):
-                old, joined = torch.cat([old, joined[:, :, :full]], dim=2), joined[:, :, full:].clone()
-            grown.append((old, joined.clone() if joined is t else joined, slots))
-        return NSAState(*(t for pair in zip(*grown, strict=True) for t in pair))
+    def _grown(self, x: Inputs, state: NSAState | None) -> NSAState:
+        """The state after the new tokens; blocks that they complete are pooled to slots."""
+        if state is None:
+            k, v = Tokens(own_copy(x.k)), Tokens(own_copy(x.v))
+            k_slots, v_slots = (Tokens(own_copy(wide(t[:, :, :0])[0])) for t in (x.k, x.v))
+        else:
+            k, v, k_slots, v_slots = state.k.append(x.k), state.v.append(x.v), state.k_slots, state.v_slots
+        done, full = (n * self.options.block for n in (k_slots.count, k.count // self.options.block))
+        if full > done:
+            blocks = (t.tensor[:, :, done:full].unflatten(2, (-1, self.options.block)) for t in (k, v))
+            new_k, new_v = wide(*blocks)
+            k_slots, v_slots = k_slots.append(self.pool_k(new_k)), v_slots.append(self.pool_v(new_v))
+        return NSAState(k, v, k_slots, v_slots)
 
     def _branches(
         self, q: Tensor, mass: Tensor, keys: Keys, layout: Layout, wanted: tuple[Branch, ...]
@@ -284,8 +265,7 @@ class NativeNSA(nn.Module):
         leave_out = self.picks > 0 and not self.gated
         out, lse, picked = slot_attention(q, keys.k_slots, keys.v_slots, layout, self.picks, leave_out)
         if self.picks:
-            tables = ((keys.k, keys.k_new), (keys.v, keys.v_new))
-            parts["selected"] = BranchOutput(*picked_attention(q, *tables, picked, layout.size), far > 0)
+            parts["selected"] = BranchOutput(*picked_attention(q, keys.k, keys.v, picked, layout.size), far > 0)
         if "compressed" in wanted:
             parts["compressed"] = BranchOutput(out, lse if self.gated else lse + mass, far > self.picks * leave_out)
         return parts
@@ -330,18 +310,6 @@ class NativeNSA(nn.Module):
     def _per_head(self, x: Tensor) -> Tensor:
         """The mean over sequences and tokens of x (X, R, T), (H,)."""
         return x.unflatten(0, (-1, self.geometry.kv_heads)).mean((0, 3)).flatten()
-
-
-def _near_tokens(old: Tensor, waiting: Tensor, new: Tensor, layout: Layout) -> Tensor:
-    """Keys, or values, of the tokens that are near to any new one, (X, L, D) in at least float32.
-
-    Args:
-        old, waiting: (B, G, ., D), the state's two parts.
-        new: (B, G, T, D), the new tokens.
-    """
-    parts = [old[:, :, layout.start :], waiting[:, :, max(layout.start - old.shape[2], 0) :], new]
-    parts = [t for t in parts if t.shape[2]]
-    return wide((torch.cat(parts, dim=2) if len(parts) > 1 else new).flatten(0, 1))[0]
 
 
 def _softmax_lse(q: Tensor, k: Tensor) -> Tensor:

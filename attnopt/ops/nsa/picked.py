@@ -5,7 +5,7 @@ is one small matrix product of its queries with its block (the loop order of Fla
 That moves n times fewer bytes, for blocks of n tokens. Shapes as in slots.py; Y rows of X at a time; W = n D.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,59 +22,52 @@ PAIRS = 2**14
 """Pairs that are handled at a time."""
 
 
-def picked_attention(
-    q: Tensor, k: Sequence[Tensor], v: Sequence[Tensor], picks: Tensor, size: int
-) -> tuple[Tensor, Tensor]:
+def picked_attention(q: Tensor, k: Tensor, v: Tensor, picks: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Attention of each query to all tokens of its picked blocks.
 
     Args:
         q: (X, R, T, D).
-        k, v: tables of blocks, each (X, N_i n, D) with a whole number of blocks of `size` tokens; picks count on from
-            one table to the next.
+        k, v: (X, N n, D), a whole number of blocks of `size` tokens; rows may lie apart in memory.
         picks: (X, T, P), the blocks of each query, -1 for none.
         size: n, tokens per block.
 
     Returns: out (X, R, T, D), lse (X, R, T).
     """
-    tables = [t.reshape(len(t), -1, size * t.shape[2]) for t in (*k, *v) if t.shape[1]]
-    out, lse = _Picked.apply(q.transpose(1, 2), picks, *tables)
+    k, v = (t.reshape(len(t), -1, size * t.shape[2]) for t in (k, v))
+    out, lse = _Picked.apply(q.transpose(1, 2), picks, k, v)
     return out.transpose(1, 2), lse.transpose(1, 2)
 
 
 class _Picked(torch.autograd.Function):
-    """`picked_attention` of q (X, T, R, D) by picks (X, T, P), with tables (X, N_i, W) of keys and then of values."""
+    """`picked_attention` of q (X, T, R, D) by picks (X, T, P), with keys and values (X, N, W)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, picks: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q: Tensor, picks: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         out, lse, saved = torch.empty_like(q), q.new_empty(q.shape[:3]), []
-        keys, values = tables[: len(tables) // 2], tables[len(tables) // 2 :]
         for part in _parts(picks):
-            tiles = _PairTiles(picks[part], sum(t.shape[1] for t in keys))
-            k, v = tiles.blocks(keys, part, q), tiles.blocks(values, part, q)
+            tiles = _PairTiles(picks[part], keys.shape[1])
+            k, v = tiles.blocks(keys[part], q), tiles.blocks(values[part], q)
             weights, lse[part] = tiles.softmax(tiles.queries(q[part]) @ k.transpose(1, 2))
             out[part] = tiles.sum_to_queries(weights, v)
             saved.append((tiles, weights))
-        ctx.save_for_backward(q, picks, out, *tables)
+        ctx.save_for_backward(q, picks, out, keys, values)
         ctx.saved = saved
         return out, lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
-        q, picks, out, *tables = ctx.saved_tensors
-        keys, values = tables[: len(tables) // 2], tables[len(tables) // 2 :]
-        d_q, d_tables, row = torch.empty_like(q), [torch.empty_like(t) for t in tables], row_term(out, d_out, d_lse)
+        q, picks, out, keys, values = ctx.saved_tensors
+        d_q, row = torch.empty_like(q), row_term(out, d_out, d_lse)
+        d_keys, d_values = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (keys, values))
         for part, (tiles, weights) in zip(_parts(picks), ctx.saved, strict=True):
-            k, v = tiles.blocks(keys, part, q), tiles.blocks(values, part, q)
+            k, v = tiles.blocks(keys[part], q), tiles.blocks(values[part], q)
             q_tiles, d_tiles = tiles.queries(q[part]), tiles.queries(d_out[part])
             d_scores = score_gradient(weights, d_tiles @ v.transpose(1, 2), tiles.queries(row[part, ..., None])[..., 0])
             d_q[part] = tiles.sum_to_queries(d_scores, k)
             d_k, d_v = d_scores.transpose(1, 2) @ q_tiles, weights.transpose(1, 2) @ d_tiles
-            for d, table in zip(
-                (*tiles.sum_to_blocks(d_k, keys), *tiles.sum_to_blocks(d_v, values)), d_tables, strict=True
-            ):
-                table[part] = d
-        return d_q, None, *d_tables
+            d_keys[part], d_values[part] = tiles.sum_to_blocks(d_k), tiles.sum_to_blocks(d_v)
+        return d_q, None, d_keys, d_values
 
 
 def _parts(picks: Tensor) -> Iterator[slice]:
@@ -113,23 +106,12 @@ class _PairTiles:
         """Queries, or what belongs to them, tile by tile: (Y, T, R, D) to (tiles, TILE R, D)."""
         return x.reshape(-1, x.shape[2] * x.shape[3]).index_select(0, self.query).view(len(self.block), -1, x.shape[3])
 
-    def blocks(self, tables: Sequence[Tensor], part: slice, like: Tensor) -> Tensor:
-        """Each tile's block, (tiles, n, D), in the precision of `like` (..., D), from the rows `part` of the tables.
-
-        Args:
-            tables: one or two of (X, N_i, W); blocks count on from the first to the second.
-        """
-        if len(tables) == 1:
-            found = tables[0][part].flatten(0, 1).index_select(0, self.block)
-        else:
-            row, block = self.block // self.blocks_per_row, self.block % self.blocks_per_row
-            first, second = (t[part] for t in tables)
-            in_first = block < first.shape[1]
-            found = torch.where(
-                in_first[:, None],
-                first[row, block.clamp(max=first.shape[1] - 1)],
-                second[row, (block - first.shape[1]).clamp(min=0)],
-            )
+    def blocks(self, table: Tensor, like: Tensor) -> Tensor:
+        """Each tile's block, (tiles, n, D), in the precision of `like` (..., D), from a table (Y, N, W)."""
+        if table.is_contiguous():
+            found = table.flatten(0, 1).index_select(0, self.block)
+        else:  # flattened it would be copied, however few blocks are read
+            found = table[self.block // self.blocks_per_row, self.block % self.blocks_per_row]
         return found.view(len(self.block), -1, like.shape[-1]).to(like.dtype)
 
     def softmax(self, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,8 +143,8 @@ class _PairTiles:
         by_place[-1] = 0
         return F.embedding_bag(self.place.view(-1, picks), by_place, mode="sum").view(rows, queries, share, dim)
 
-    def sum_to_blocks(self, x: Tensor, tables: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The sum of x (tiles, n, D) over the tiles of each block, cut like the tables into (Y, N_i, W)."""
+    def sum_to_blocks(self, x: Tensor) -> Tensor:
+        """The sum of x (tiles, n, D) over the tiles of each block, (Y, N, W)."""
         total = x.new_zeros(self.shape[0] * self.blocks_per_row, x.shape[1] * x.shape[2])
         total.index_add_(0, self.block, x.flatten(1))
-        return total.view(self.shape[0], self.blocks_per_row, -1).split([t.shape[1] for t in tables], dim=1)
+        return total.view(self.shape[0], self.blocks_per_row, -1)

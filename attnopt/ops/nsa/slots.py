@@ -111,8 +111,9 @@ def slot_attention(
     Returns: out (X, R, T, D), lse (X, R, T), picks (X, T, P) int64, -1 where a row has fewer slots.
     """
     count = layout.far(q.shape[2] - 1)
-    padding = (0, 0, 0, -count % GROUP if count > GROUP else 0)
-    k, v = (F.pad(t[:, :count], padding) for t in (k, v))
+    k, v = k[:, :count], v[:, :count]
+    if q.shape[2] > 1 and count > GROUP and count % GROUP:  # for one query it is less to pad what comes of the keys
+        k, v = (F.pad(t, (0, 0, 0, -count % GROUP)) for t in (k, v))
     return _Slots.apply(q, k, v, layout, picks, leave_out)
 
 
@@ -142,7 +143,8 @@ class _Slots(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         q, k, v, out, dropped = ctx.saved_tensors
-        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        d_q = torch.empty_like(q)
+        d_k, d_v = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (k, v))
         for now, width in _chunks(q, k, ctx.layout):
             q_now, d_now = q[:, :, now], d_out[:, :, now]
             scores = _slot_scores(q_now, k[:, :width], ctx.layout, now)
@@ -157,7 +159,7 @@ class _Slots(torch.autograd.Function):
 
 
 def _chunks(q: Tensor, k: Tensor, layout: Layout) -> Iterator[tuple[slice, int]]:
-    """Runs of queries, and for each how many slots its last query may read: 1 at least, rounded up to whole groups.
+    """Runs of queries, and for each how many slots its last query may read: 1 at least, and whole groups of them.
 
     Runs are short, so that few scores are spent on slots that only the last queries of a run may read.
     """
@@ -167,7 +169,7 @@ def _chunks(q: Tensor, k: Tensor, layout: Layout) -> Iterator[tuple[slice, int]]
     for start in range(0, new, step):
         stop = min(new, start + step)
         most = max(1, layout.far(stop - 1))
-        yield slice(start, stop), most if k.shape[1] <= GROUP else -(-most // GROUP) * GROUP
+        yield slice(start, stop), min(k.shape[1], -(-most // GROUP) * GROUP)
 
 
 def _slot_scores(q: Tensor, k: Tensor, layout: Layout, now: slice) -> Tensor:
@@ -207,6 +209,8 @@ def _pick(importance: Tensor, picks: int) -> Tensor:
     picked: so all slots are read once, not once for each pick.
     """
     size = min(GROUP, importance.shape[-1])
+    if short := -importance.shape[-1] % size:
+        importance = F.pad(importance, (0, short), value=MASKED)
     groups = importance.view(-1, size)
     maxima = groups.amax(-1).view(-1, importance.shape[-1] // size)
     row = torch.arange(len(maxima), device=maxima.device) * maxima.shape[1]

@@ -159,4 +159,5 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, at: int, mask: Tensor, scaling: flo
 def _stretch(x: Tensor, start: int, stop: int) -> Tensor:
     """x[:, :, start:stop] for any start and stop, with zeros where they lie beyond either end of x."""
     ends = (min(stop, 0) - min(start, 0), max(stop, x.shape[2]) - max(start, x.shape[2]))
-    return F.pad(x[:, :, max(start, 0) : max(stop, 0)], (0, 0, *ends))
+    x = x[:, :, max(start, 0) : max(stop, 0)]
+    return F.pad(x, (0, 0, *ends)) if any(ends) else x  # padding by nothing copies

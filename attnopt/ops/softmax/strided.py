@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnopt.ops.softmax import spans
-from attnopt.ops.softmax.spans import Part, attend, in_spans
+from attnopt.ops.softmax.spans import Part, attend, attend_heads, in_spans
 from attnopt.ops.tensors import MASKED, wide
 
 
@@ -23,6 +23,9 @@ def strided_attention(q: Tensor, k: Tensor, v: Tensor, stride: int, scaling: flo
 
     Returns: out (B, H, T, D), lse (B, H, T).
     """
+    if q.shape[2] == 1:
+        k, v = (t[:, :, (t.shape[2] - 1) % stride :: stride] for t in (k, v))
+        return attend_heads(q, k, v, q.new_zeros(1, k.shape[2]), scaling)
     q, k, v = wide(q, k, v)
     tokens, padded, group = q.shape[2], -k.shape[2] % stride, (k.shape[1], q.shape[1] // k.shape[1])
     q, k, v = (_fold(x, stride) for x in (q, k, v))
