@@ -18,6 +18,7 @@ from attnopt.core.section import Count, spelling_hint, validated
 from attnopt.corpus.params import CorpusParams
 from attnopt.evaluation.params import EvaluateParams, SampleParams
 from attnopt.report.params import ReportParams
+from attnopt.student.params import StateParams
 from attnopt.teacher.params import TeacherParams
 from attnopt.training.params import (
     AlignParams,
@@ -31,7 +32,7 @@ from attnopt.training.params import (
 
 OF_EVERY_VARIANT = ("layers", "weights", "seeds")
 """Keys that a variant's section may have beside its mechanism's options;"""
-SHARED = ("seed", "transfer", "align", "distill", "lora")
+SHARED = ("seed", "state", "transfer", "align", "distill", "lora")
 """and sections of the whole run that it may override key by key."""
 
 
@@ -47,6 +48,7 @@ class Settings(BaseModel):
     seed: SeedParams = SeedParams()
     corpus: CorpusParams = CorpusParams()
     teacher: TeacherParams = TeacherParams()
+    state: StateParams = StateParams()
     transfer: TransferParams = TransferParams()
     align: AlignParams = AlignParams()
     distill: DistillParams = DistillParams()

@@ -35,6 +35,10 @@ WRONG = {
     "long blocks of a teacher": ({"corpus": {"source": "teacher", "max_tokens": 99, "long_block": 64}}, "long_block: source teacher samples blocks of one length"),
     "a share of no long blocks": ({"none": {"distill": {"long_share": 0.2}}}, "none: distill.long_share 0.2 needs corpus.long_block"),
     "a share above one": ({"teacher": {"shift": 1.5}}, "'teacher.shift' is 1.5"),
+    "more than softmax": ({"state": {"share": 1.5}}, "'state.share' is 1.5: input should be less than or equal to 1"),
+    "a state of no length": ({"state": {"length": 0}}, "'state.length' is 0: input should be greater than or equal to 1"),
+    "a budget's misspelt key": ({"state": {"shar": 0.1}}, "unknown key 'state.shar' (did you mean 'share'?)"),
+    "a variant's own budget": ({"none": {"state": {"share": 0}}}, "'none.state.share' is 0: input should be greater than 0"),
     "a list for a section": ({"none": [1]}, "none: must be a mapping"),
 }  # fmt: skip
 
@@ -86,6 +90,18 @@ def test_an_option_named_like_a_key_of_every_section_is_refused(
     with pytest.raises(UserError, match=f"mechanism 'mine' has an option '{key}', which is a key of every") as caught:
         params.load_settings()
     assert "\n" not in str(caught.value)
+
+
+def test_a_variant_is_free_of_the_budget_or_has_its_own(workspace: Workspace) -> None:
+    assert params.load_settings().variant("none").state.share is None
+    workspace.set(state={"share": 0.125, "length": 512}, none={"state": {"share": None}})
+    settings = params.load_settings()
+    assert [(v.state.share, v.state.length) for v in map(settings.variant, ("softmax", "none"))] == [
+        (0.125, 512),
+        (None, 512),
+    ]
+    workspace.set(none={"state": {"share": 0.5}})
+    assert params.load_settings().variant("none").swap.state.share == 0.5
 
 
 def test_numbers_are_read_as_yaml_1_2_writes_them(workspace: Workspace) -> None:

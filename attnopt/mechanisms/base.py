@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from attnopt.core.section import Section
+from attnopt.mechanisms.shared.sizing import Size, sized_options
 from attnopt.mechanisms.shared.states import Rows, State, measured_bytes, one_row, select_rows
 from attnopt.ops.tensors import wide
 
@@ -34,6 +35,7 @@ __all__ = [
     "Mechanism",
     "MechanismOptions",
     "Rows",
+    "Size",
     "State",
     "measured_bytes",
     "select_rows",
@@ -120,8 +122,8 @@ class Mechanism(nn.Module):
 
     A new one is one file in this package: a subclass that sets `source`, `growth` and `cost`, defines `extend`,
     `reference` and `state_bytes`, and overrides of the rest what it has: `Options`, `fit` to start close to the
-    teacher, `parallel` for short training sequences, `limit` and `conformance_options` for its tests. Its `kind` is
-    the file's name, and nothing has to be registered.
+    teacher, `parallel` for short training sequences, `sizes` where a budget may say how large it is, `limit` and
+    `conformance_options` for its tests. Its `kind` is the file's name, and nothing has to be registered.
 
     Rules that `attnopt conform` checks: an output depends on no later token; nothing is kept on `self` between calls;
     a state that was passed in says what it said, and may be passed in again (see `State`); sums are accumulated in at
@@ -290,6 +292,28 @@ class Mechanism(nn.Module):
             dtype: of q, k and v; sums kept in float32 count as such.
         """
         raise NotImplementedError
+
+    @classmethod
+    def sizes(cls, geometry: Geometry, options: Any) -> tuple[Size, ...]:
+        """The options that a budget of state may choose, and how they grow; none by default.
+
+        Args:
+            options: an instance of `Options`; an option that was set in it is never chosen, so a size with it is left
+                out (by `sized`; where several go together, look at `model_fields_set`).
+        """
+        return ()
+
+    @classmethod
+    def sized(cls, geometry: Geometry, options: Any, allowed: int, length: int, dtype: torch.dtype) -> Any:
+        """The options with the largest state within a budget, see `shared/sizing.py`; what was set in them stays.
+
+        Args:
+            allowed: bytes of one sequence's state in one layer, `length` tokens of `dtype` having been seen.
+
+        Raises:
+            ValueError: where what was set, or the least that there is, holds more.
+        """
+        return sized_options(cls, geometry, options, allowed, length, dtype)
 
     def fit(self, x: Inputs) -> None:
         """Start close to the teacher: set parameters and buffers in place from the teacher's own data of this layer.

@@ -26,7 +26,7 @@ LONGEST = 16.0
 class Based(Hybrid):
     source = "https://arxiv.org/abs/2402.18668"
     paper = "Arora et al. 2024"
-    cost = "w D + d^2 D"
+    cost = "(w + f) D + d^2 D"
 
     class Options(Hybrid.Options):
         feature_dim: int = Field(default=16, ge=1)

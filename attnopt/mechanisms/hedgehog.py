@@ -28,7 +28,7 @@ FLOOR = -20.0
 class Hedgehog(Hybrid):
     source = "https://arxiv.org/abs/2402.04347"
     paper = "Zhang et al. 2024"
-    cost = "w D + D^2"
+    cost = "(w + f) D + D^2"
 
     class Options(Hybrid.Options):
         feature_dim: int | None = Field(default=None, ge=1)
@@ -66,7 +66,7 @@ class Hedgehog(Hybrid):
         return logits.softmax(-1)
 
     def fit_map(self, q: Tensor, k: Tensor) -> None:
-        if q.shape[2] > self.options.window:
+        if q.shape[2] > self.options.window + self.options.sinks:
             losses = torch.stack([self._cross_entropy(q, k, factor) for factor in SHARPNESS])
             self._sharpen(q.new_tensor(SHARPNESS)[losses.argmin(0)])
 

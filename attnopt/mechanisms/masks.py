@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
 from attnopt.ops.growing import Tokens
 from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import dense_attention, only
@@ -39,6 +39,8 @@ from attnopt.ops.tensors import MASKED, own_copy, repeat_heads, wide
 from attnopt.ops.window_state import WindowState, append_tokens
 
 FORMS = "last:i, window:w, first:f, stride:n, full"
+NEAREST = 5
+"""Single offsets among the candidates that a budget chooses."""
 
 
 class Candidate(NamedTuple):
@@ -272,6 +274,11 @@ class Masks(Mechanism):
         return 2 * batch * self.geometry.kv_heads * tokens * self.geometry.head_dim * dtype.itemsize
 
     @classmethod
+    def sizes(cls, geometry: Geometry, options: Options) -> tuple[Size, ...]:
+        """Candidates of a window: the nearest tokens one by one, the first four, and windows of w, w / 4, w / 16."""
+        return (Size(("candidates",), at=lambda n: [_windowed(n)], least=NEAREST + 1),)
+
+    @classmethod
     def limit(cls, length: int) -> Options:
         return cls.Options(candidates=(f"window:{length}",))
 
@@ -284,3 +291,9 @@ class Masks(Mechanism):
             "stride": cls.Options(candidates=("stride:7", "last:3", "first:2"), per_head=True),
             "full": cls.Options(candidates=("full", "window:5")),
         }
+
+
+def _windowed(window: int) -> tuple[str, ...]:
+    """The candidates that fill a window of this many tokens, and four first ones."""
+    sizes = [n for n in (window // 16, window // 4, window) if n > NEAREST]
+    return (*(f"last:{i + 1}" for i in range(NEAREST)), "first:4", *(f"window:{n}" for n in sizes))

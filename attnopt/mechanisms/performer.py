@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
 from attnopt.ops.linear.chunked import LIMIT, linear_attention
 from attnopt.ops.tensors import repeat_heads, wide
 
@@ -119,6 +119,10 @@ class Performer(Mechanism):
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         per_head = self.options.features * (self.geometry.head_dim + 1)
         return batch * self.geometry.kv_heads * per_head * max(dtype.itemsize, torch.float32.itemsize)
+
+    @classmethod
+    def sizes(cls, geometry: Geometry, options: Options) -> tuple[Size, ...]:
+        return (Size(("features",)),)
 
     @torch.no_grad()
     def fit(self, x: Inputs) -> None:

@@ -4,8 +4,9 @@ Every key belongs to the cluster of the nearest centroid, every query picks p cl
 
     cluster(k_s) = argmin_c |k_s - mu_c|     picks(q_t) = the p clusters c of the largest  w_c . q_t + b_c
 
-Query t attends, in one softmax, to the tokens t - window < s <= t and, of each cluster it picks, to the last m tokens
-s <= t - window whose key is in it. The sets have no token in common. Ties go to the first clusters.
+Query t attends, in one softmax, to the tokens t - window < s <= t, to the first f (the sinks, none by default), and, of
+each cluster it picks, to the last m tokens f <= s <= t - window whose key is in it. The sets have no token in common.
+Ties go to the first clusters.
 
 Source: Roy et al. 2021 (Routing Transformer), where p = 1 and each cluster takes its top-k tokens over the sequence,
 later ones included; here nothing depends on later tokens. At the same p m, which is the work, and the same clusters m,
@@ -27,19 +28,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
 from attnopt.ops.kmeans import k_means, nearest
 from attnopt.ops.output_pieces import Pieces
-from attnopt.ops.softmax.band import band_attention
+from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import ages, dense_attention, only
 from attnopt.ops.softmax.ranges import range_attention
 from attnopt.ops.softmax.spans import Part, merge, zero_empty
-from attnopt.ops.tensors import last_tokens, repeat_heads, wide
+from attnopt.ops.tensors import repeat_heads, wide
+from attnopt.ops.window_state import WindowState, append_tokens
 
 EXTEND_SPAN = 2048
 """Longer sequences are taken in spans of this many tokens, so that what they need in between stays small."""
 FIT_TOKENS = 512
 """Tokens of each sequence that `fit` looks at."""
+SHARE = 0.51
+"""Of a budget of state, what the clusters take: as many tokens as the window, and their counts."""
 RIDGE = 1e-3
 """The ridge of the regression, relative to the mean square of a query's entries."""
 
@@ -62,13 +66,11 @@ class Routed(NamedTuple):
     """The state.
 
     Attributes:
-        k: (B, G, n, D) keys of the last n < window tokens.
-        v: (B, G, n, D) their values.
-        members: of the tokens before these.
+        kept: the last n < window tokens, and the sinks.
+        members: of the tokens between.
     """
 
-    k: Tensor
-    v: Tensor
+    kept: WindowState
     members: Members
 
 
@@ -77,19 +79,21 @@ class Routing(Mechanism):
     paper = "Roy et al. 2021"
     growth = "window"
     parallel_up_to = 512
-    cost = "(window + p m + clusters) D"
+    cost = "(window + f + p m + clusters) D"
 
     class Options(MechanismOptions):
         window: Annotated[int, Field(ge=1)] = 16
         """A token attends to itself and to the window - 1 tokens before it."""
+        sinks: Annotated[int, Field(ge=0)] = 0
+        """f: and to the first f tokens of the sequence, which are in no cluster."""
         clusters: Annotated[int, Field(ge=1)] = 4
         """Clusters of keys, per key/value head."""
         members: Annotated[int, Field(ge=1)] = 16
         """m: of a cluster that it picks, a token attends to the last m members before the window."""
         picks: Annotated[int, Field(ge=1)] = 1
-        """p: clusters that a token picks."""
+        """p: clusters that a token picks; half of them, where a budget chooses both and this is left out."""
         branches: Literal["both", "window", "far"] = "both"
-        """Only the local window or only the cluster (far; zero where it is empty), to see what each does."""
+        """Only the window and the sinks or only the cluster (far; zero where it is empty), to see what each does."""
 
     centroids: Tensor
     weight: Tensor
@@ -116,37 +120,38 @@ class Routing(Mechanism):
 
     def _extend(self, x: Inputs, state: Routed | None) -> tuple[Tensor, Routed]:
         """`extend` of up to EXTEND_SPAN tokens."""
-        state = state or self._empty(x)
-        k, v, members = torch.cat([state.k, x.k], 2), torch.cat([state.v, x.v], 2), state.members
+        before, members = state or (None, self._no_members(x.k))
+        kept, window = append_tokens(before, x.k, x.v, self.options.sinks), self.options.window
         parts = []
         if self.options.branches != "far":
-            parts.append(band_attention(x.q, k, v, self.options.window, self.geometry.scaling))
+            sinks = self.options.sinks and kept.seen > window
+            prefix = Prefix(kept.first_k, kept.first_v, kept.seen - x.q.shape[2], gap=window) if sinks else None
+            parts.append(band_attention(x.q, kept.k, kept.v, window, self.geometry.scaling, prefix=prefix))
         if self.options.branches != "window":
-            far, members = self._far(x.q, k, v, members)
+            far, members = self._far(x.q, kept, members)
             parts += far
         out = zero_empty(*merge(*parts)).to(x.q.dtype)
-        last = self.options.window - 1
-        return out, Routed(last_tokens(k, last), last_tokens(v, last), members)
+        return out, Routed(kept.cut(window - 1), members)
 
     def parallel(self, x: Inputs) -> Tensor:
         if self.options.branches != "both":
             return self.extend(x)[0]
         age = ages(x.q.shape[2], x.q)
         cluster = repeat_heads(self.cluster(x.k), x.q.shape[1])[:, :, None]
-        seen = (age >= 0) & (age < self.options.window)
+        first = torch.arange(len(age), device=age.device) < self.options.sinks
+        seen, behind = (age >= 0) & ((age < self.options.window) | first), (age >= self.options.window) & ~first
         for picked in self.picks(x.q).unbind(-1):
-            seen = seen | self._last((cluster == picked[..., None]) & (age >= self.options.window))
+            seen = seen | self._last((cluster == picked[..., None]) & behind)
         return dense_attention(x.q, x.k, x.v, only(seen, x.q), self.geometry.scaling)
 
-    def _empty(self, x: Inputs) -> Routed:
-        """The state before the first token."""
-        batch, groups, _, dim = x.k.shape
+    def _no_members(self, k: Tensor) -> Members:
+        """Those before the first token."""
+        batch, groups, _, dim = k.shape
         clusters = self.options.clusters if self.options.branches != "window" else 0
-        tokens = [x.k.new_zeros(batch, groups, n, dim) for n in (0, 0, *[clusters * self.options.members] * 2)]
-        held = torch.zeros(batch, groups, clusters, dtype=torch.long, device=x.k.device)
-        return Routed(tokens[0], tokens[1], Members(tokens[2], tokens[3], held))
+        keys, values = (k.new_zeros(batch, groups, clusters * self.options.members, dim) for _ in range(2))
+        return Members(keys, values, torch.zeros(batch, groups, clusters, dtype=torch.long, device=k.device))
 
-    def _far(self, q: Tensor, k: Tensor, v: Tensor, old: Members) -> tuple[list[Part], Members]:
+    def _far(self, q: Tensor, kept: WindowState, old: Members) -> tuple[list[Part], Members]:
         """Attention to every picked cluster, and the members after these tokens.
 
         Members and tokens are sorted by cluster, and then by position: what a query reads of a cluster is one range of
@@ -154,15 +159,17 @@ class Routing(Mechanism):
 
         Args:
             q: (B, H, T, D).
-            k, v: (B, G, n + T, D), the tokens within the window of the first query and the new ones.
+            kept: the tokens within the window of the first query and the new ones, not cut yet.
             old: the members before them.
 
         Returns: a part, out (B, H, T, D) and lse (B, H, T), for each pick; the new members.
         """
+        k, v = kept.k, kept.v
         (heads, tokens, dim), groups, window = q.shape[1:], k.shape[1], self.options.window
         k_all, v_all = torch.cat([old.k, k], 2), torch.cat([old.v, v], 2)
         size, device = k_all.shape[2], k.device
-        cluster = torch.cat([self._clusters_of(old), self.cluster(k)], 2)
+        sinks = torch.arange(kept.seen - k.shape[2], kept.seen, device=device) < self.options.sinks
+        cluster = torch.cat([self._clusters_of(old), self.cluster(k).masked_fill(sinks, self.options.clusters)], 2)
         order = cluster.argsort(dim=2, stable=True)
         code = cluster.gather(2, order) * size + order
         k_all, v_all = (t.gather(2, order[..., None].expand_as(t)) for t in (k_all, v_all))
@@ -226,8 +233,9 @@ class Routing(Mechanism):
     @torch.no_grad()
     def fit(self, x: Inputs) -> None:
         q, k = x.q[:, :, :FIT_TOKENS].double(), x.k[:, :, :FIT_TOKENS].double()
+        inner = k[:, :, self.options.sinks :] if k.shape[2] > self.options.sinks else k
         self.centroids.copy_(
-            torch.stack([k_means(points, self.options.clusters) for points in k.transpose(0, 1).flatten(1, 2)])
+            torch.stack([k_means(points, self.options.clusters) for points in inner.transpose(0, 1).flatten(1, 2)])
         )
         if q.shape[2] > self.options.window:
             reached = torch.cat([self._reached(*pair) for pair in zip(q.split(1), k.split(1), strict=True)])
@@ -246,11 +254,11 @@ class Routing(Mechanism):
         (heads, tokens), window = q.shape[1:3], self.options.window
         cluster, k = repeat_heads(self.cluster(k), heads), repeat_heads(k, heads)
         index = torch.arange(tokens, device=q.device)
-        distance = index[:, None] - index
+        distance, inner = index[:, None] - index, index >= self.options.sinks
         p = (q @ k.mT * self.geometry.scaling).masked_fill(distance < 0, -torch.inf).softmax(-1)[:, :, window:]
         reached = []
         for c in range(self.options.clusters):
-            member = (cluster == c)[:, :, None] & (distance >= window)[window:]
+            member = (cluster == c)[:, :, None] & ((distance >= window) & inner)[window:]
             reached.append(p.masked_fill(~self._last(member), 0).sum(-1))
         return torch.stack(reached, -1)
 
@@ -274,16 +282,31 @@ class Routing(Mechanism):
     def _seen(self, t: int, cluster: list[int], picks: list[int]) -> list[int]:
         """The positions that query t attends, from the cluster of each of T keys and the p clusters that it picks."""
         old = max(0, t + 1 - self.options.window)
-        seen = list(range(old, t + 1)) if self.options.branches != "far" else []
+        sinks = min(self.options.sinks, old)
+        seen = [*range(sinks), *range(old, t + 1)] if self.options.branches != "far" else []
         for pick in picks if self.options.branches != "window" else ():
-            seen += [s for s in range(old) if cluster[s] == pick][-self.options.members :]
+            seen += [s for s in range(sinks, old) if cluster[s] == pick][-self.options.members :]
         return seen
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         clusters = self.options.clusters if self.options.branches != "window" else 0
-        tokens = min(length, self.options.window - 1) + clusters * self.options.members
+        tokens = min(length, self.options.window - 1) + min(length, self.options.sinks)
+        tokens += clusters * self.options.members
         counts = clusters * torch.long.itemsize
         return batch * self.geometry.kv_heads * (2 * tokens * self.geometry.head_dim * dtype.itemsize + counts)
+
+    @classmethod
+    def sizes(cls, geometry: Geometry, options: Options) -> tuple[Size, ...]:
+        """As many clusters as they have members, half of them picked; one number alone where the others are set."""
+        window, given = Size(("window",)), options.model_fields_set
+        if options.branches == "window":
+            return (window,)
+        if "clusters" in given:
+            return Size(("members",), SHARE), window
+        least = options.picks if "picks" in given else 1
+        numbers = {"clusters": lambda n: n, "members": lambda n: n, "picks": lambda n: max(1, n // 2)}
+        free = {name: f for name, f in numbers.items() if name not in given}
+        return Size(tuple(free), SHARE, lambda n: [f(n) for f in free.values()], least), window
 
     @classmethod
     def limit(cls, length: int) -> Options:
@@ -294,6 +317,7 @@ class Routing(Mechanism):
         return {
             "default": cls.Options(),
             "picks": cls.Options(window=3, clusters=4, members=3, picks=2),
-            "far": cls.Options(window=3, clusters=3, members=5, picks=2, branches="far"),
+            "sinks": cls.Options(window=3, sinks=2, clusters=4, members=3, picks=2),
+            "far": cls.Options(window=3, clusters=3, members=5, picks=2, branches="far", sinks=4),
             "window": cls.Options(window=1, branches="window"),
         }

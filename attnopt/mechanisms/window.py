@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
 from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import ages, dense_attention, only
 from attnopt.ops.tensors import repeat_heads
@@ -59,6 +59,10 @@ class Window(Mechanism):
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         tokens = min(length, self.options.window - 1) + min(length, self.options.sinks)
         return 2 * batch * self.geometry.kv_heads * tokens * self.geometry.head_dim * dtype.itemsize
+
+    @classmethod
+    def sizes(cls, geometry: Geometry, options: Options) -> tuple[Size, ...]:
+        return (Size(("window",)),)
 
     @classmethod
     def limit(cls, length: int) -> Options:

@@ -16,17 +16,24 @@ class StudentCard(Record):
 
     Attributes:
         fingerprint: digest of the teacher's weights. teacher: the section that it is loaded by.
+        options: of the mechanism, those that a budget of state chose among them.
+        state_share: what it remembers of `state_length` tokens, all layers together, as a share of softmax's.
+        state_budget: the share that it was allowed; None where it had no budget, or cannot obey one as its state grows
+            with every token.
         layers: indices of those replaced; None: all. start: what the attention's weights started from.
         key: digest of all that the student is a function of. step: of a student kept on the way.
     """
 
     stage: ClassVar[str] = "distill"
-    format: Literal[2] = 2
+    format: Literal[3] = 3
 
     variant: str
     kind: str
     control: Control | None
     options: dict[str, Any]
+    state_share: float | None = None
+    state_length: int | None = None
+    state_budget: float | None = None
     layers: list[int] | None
     start: Literal["teacher", "random"]
     seed: int
@@ -77,14 +84,18 @@ class DistillRecord(StudentRecord):
     """results/distill/NAME/SEED/record.json.
 
     Attributes:
+        options, state_share, state_length, state_budget: as in `StudentCard`.
         kl_start_unfitted, kl_start, kl_end: validation KL before anything, after the fit, and at the end.
         seconds, cpu_seconds: of the training alone, over all resumptions.
     """
 
     stage: ClassVar[str] = "distill"
-    format: Literal[2] = 2
+    format: Literal[3] = 3
 
     options: dict[str, Any]
+    state_share: float | None = None
+    state_length: int | None = None
+    state_budget: float | None = None
     layers: list[int] | None
     start: Literal["teacher", "random"]
     data_seed: int

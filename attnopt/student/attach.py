@@ -6,7 +6,7 @@ and v; a pre-hook on each attention layer supplies what it does not get: the lay
 
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
@@ -21,6 +21,7 @@ from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Mechanism
 from attnopt.records.base import first_misfit
 from attnopt.student import attention
+from attnopt.student.budget import options_within
 from attnopt.student.calls import watched
 from attnopt.student.layers import attention_layers, describe_layer
 from attnopt.student.state import StateCache
@@ -36,7 +37,7 @@ class Attachment:
     `attnopt_attachment`.
 
     Attributes:
-        swap: what was asked for.
+        swap: what was asked for, with all options as they were chosen.
         attention: the model's attention implementation before.
         use_cache: `config.use_cache` before. generates_with_cache: `generation_config.use_cache` before.
         hooks: on the model and on its attention layers.
@@ -65,7 +66,7 @@ def attach(model: Any, swap: Swap, seed: int = 0) -> Any:
         seed: of what the mechanism draws at construction (random features).
     Returns: the same model; its mechanisms are `mechanisms_of(model)`.
     Raises: UserError where the model is swapped already, its architecture cannot be swapped, or the options do not fit
-        the mechanism or the model. The model is then as it was.
+        the mechanism, the model or the budget of state. The model is then as it was.
     """
     if (before := attachment_of(model)) is not None:
         raise UserError(
@@ -73,6 +74,7 @@ def attach(model: Any, swap: Swap, seed: int = 0) -> Any:
             "give it its softmax back with attnopt.detach(model) first"
         )
     layers = attention_layers(model)
+    swap = _resolved(model, layers, swap)
     mechanisms = _build_mechanisms(model, layers, swap, seed)
     config, generation = model.config, model.generation_config
     made = Attachment(swap, config._attn_implementation, getattr(config, "use_cache", None), generation.use_cache)
@@ -162,11 +164,19 @@ def check_swapped(model: Any) -> None:
         )
 
 
+def _resolved(model: Any, layers: list[nn.Module], swap: Swap) -> Swap:
+    """The swap with an instance of its Options, sized to its budget by the first layer that it replaces."""
+    cls, options = resolve_swap(swap)
+    if unknown := set(swap.layers or ()) - set(range(len(layers))):
+        raise UserError(f"layers: {sorted(unknown)} do not exist, the model has 0 to {len(layers) - 1}")
+    first = layers[0 if swap.layers is None else min(swap.layers, default=0)]
+    dtype = next(first.parameters()).dtype
+    return replace(swap, options=options_within(cls, options, swap.state, describe_layer(model, first), dtype))
+
+
 def _build_mechanisms(model: Any, layers: list[nn.Module], swap: Swap, seed: int) -> list[Mechanism]:
     """A mechanism for every layer, softmax where none was asked for; the model is not touched."""
     chosen = set(range(len(layers)) if swap.layers is None else swap.layers)
-    if unknown := chosen - set(range(len(layers))):
-        raise UserError(f"layers: {sorted(unknown)} do not exist, the model has 0 to {len(layers) - 1}")
     wanted, softmax = resolve_swap(swap), resolve_swap(Swap("softmax"))
     built = []
     with torch.random.fork_rng(devices=[]):

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from attnopt.student.params import StateParams
+
 if TYPE_CHECKING:
     from attnopt.mechanisms.base import MechanismOptions
 
@@ -23,9 +25,12 @@ class Swap:
         layers: indices of the layers that it replaces, the others keep softmax; None: all.
         weights: what the attention layers' own weights start from: the teacher's, or drawn anew, which is a control.
             `build_student` acts on it; `attach` leaves the model's weights as they are.
+        state: the budget that sizes it: options that were not given are chosen so that each of its layers fills it.
+            None: the options are meant as they are.
     """
 
     kind: str
     options: "MechanismOptions | Mapping[str, Any]" = field(default_factory=dict)
     layers: Sequence[int] | None = None
     weights: Weights = "teacher"
+    state: StateParams | None = None

@@ -44,7 +44,8 @@ def training_jobs(variant: Variant, teacher: TeacherParams, again: bool = False)
 def _job(variant: Variant, seeds: Seeds, teacher: TeacherParams) -> TrainingJob:
     code = code_digest("stages.distill", "attnopt.mechanisms.softmax", f"attnopt.mechanisms.{variant.kind}")
     data = (CORPUS / "manifest.json", TEACHER / "manifest.json")
-    key = key_of(variant.model_dump(exclude={"seeds", "seed"}), tuple(seeds), teacher, *data, code)
+    given = sorted(variant.options.model_fields_set)  # what a budget may not choose
+    key = key_of(variant.model_dump(exclude={"seeds", "seed"}), given, tuple(seeds), teacher, *data, code)
     seed = str(seeds.run)
     return TrainingJob(variant, seeds, MODELS / variant.name / seed, RESULTS / "distill" / variant.name / seed, key)
 

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from attnopt.core.errors import UserError
 from attnopt.core.section import Count, Positive, Section
+from attnopt.student.params import StateParams
 from attnopt.student.swap import Swap
 
 PhaseName = Literal["transfer", "align", "distill", "lora"]
@@ -138,6 +139,7 @@ class Variant(Section):
     """What the attention layers' weights start from; random is a control."""
     seeds: Annotated[list[Count], Field(min_length=1)]
     seed: SeedParams
+    state: StateParams = StateParams()
     transfer: TransferParams
     align: AlignParams
     distill: DistillParams
@@ -146,7 +148,7 @@ class Variant(Section):
     @property
     def swap(self) -> Swap:
         """What replaces softmax in its students."""
-        return Swap(self.kind, self.options, self.layers, self.weights)
+        return Swap(self.kind, self.options, self.layers, self.weights, self.state)
 
     def phase(self, name: PhaseName) -> PhaseParams:
         """The section of one phase of its training."""

@@ -21,6 +21,7 @@ from attnopt.mechanisms import load_mechanism
 from attnopt.records.base import Environment
 from attnopt.records.distill import Budget, DistillRecord, HistoryRow, PhaseRow, StudentCard
 from attnopt.student.attach import mechanisms_of
+from attnopt.student.budget import state_share
 from attnopt.student.build import build_student, fit_mechanisms
 from attnopt.student.distance import per_token
 from attnopt.student.files import changed_weights
@@ -91,10 +92,14 @@ class Trainer:
     def prepare(self) -> None:
         """Build the student and plan its phases.
 
-        Raises: UserError where its mechanism sees the future, or a phase cannot train it as params.yaml asks.
+        Raises: UserError where its mechanism does not fit the model or the budget of state, or sees the future, or
+            where a phase cannot train it as params.yaml asks.
         """
         teacher = self.dataset.teacher
-        self.student = build_student(teacher, self.variant.swap, self.seeds.features)
+        try:
+            self.student = build_student(teacher, self.variant.swap, self.seeds.features)
+        except UserError as error:
+            raise UserError(f"{self.variant.name}: {error}") from None
         refuse_leaks(self.student)
         self.teacher_head, self.head = head_of(teacher), head_of(self.student)
         self.objectives = self._make_objectives()
@@ -146,7 +151,7 @@ class Trainer:
             seed=self.seeds.run,
             key=key,
             environment=Environment(**environment()),
-            options=variant.options.model_dump(),
+            **self._size(),
             layers=variant.layers,
             start=variant.weights,
             data_seed=self.seeds.data,
@@ -172,7 +177,7 @@ class Trainer:
             variant=self.variant.name,
             kind=self.variant.kind,
             control=load_mechanism(self.variant.kind).control,
-            options=self.variant.options.model_dump(),
+            **self._size(),
             layers=self.variant.layers,
             start=self.variant.weights,
             seed=self.seeds.run,
@@ -180,6 +185,18 @@ class Trainer:
             fingerprint=teacher_fingerprint(self.dataset.teacher),
             key=key,
         )
+
+    def _size(self) -> dict[str, Any]:
+        """The mechanism's options, sized, and what the student remembers, as the card and the record say it."""
+        found, budget = mechanisms_of(self.student), self.variant.state
+        own = [m for m in found if m.kind == self.variant.kind]
+        obeys = all(m.growth != "linear" for m in own)
+        return {
+            "options": (own[0] if own else self.variant).options.model_dump(),
+            "state_share": state_share(found, budget.length, self.student.dtype),
+            "state_length": budget.length,
+            "state_budget": budget.share if obeys else None,
+        }
 
     def start(self, name: PhaseName, before: int = 0, state: RunState | None = None) -> Phase:
         """Begin a phase of the plan after `before` steps of others, or go on with it from a checkpoint's state."""

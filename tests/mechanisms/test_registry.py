@@ -27,6 +27,13 @@ def test_what_the_package_says_it_offers_is_there() -> None:
     assert all(hasattr(mechanisms, name) for name in mechanisms.__all__)
 
 
+def test_the_list_says_what_a_budget_chooses() -> None:
+    said = dict(zip(mechanism_names(), re.findall(r"a budget of state chooses: (.*)", mechanisms_table()), strict=True))
+    assert said["hedgehog"] == said["based"] == "feature_dim, window"
+    assert (said["window"], said["routing"]) == ("window", "clusters, members, picks, window")
+    assert said["nsa"] == said["none"] == "nothing"
+
+
 def test_the_markdown_table_has_a_row_for_each_kind_with_its_paper() -> None:
     rows = mechanisms_markdown().splitlines()[2:]
     assert [re.match(r"\| `(\w+)`", row)[1] for row in rows] == mechanism_names()

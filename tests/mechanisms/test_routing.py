@@ -103,7 +103,7 @@ def test_state_is_bounded_and_long_streams_agree(picks: int):
     for t in range(150):
         out, state = routing(x.slice(t, t + 1), state)
         outs.append(out)
-        sizes.add(state.members.k.shape[2] + state.k.shape[2])
+        sizes.add(state.members.k.shape[2] + state.kept.k.shape[2])
     torch.testing.assert_close(torch.cat(outs, 2), whole)
     torch.testing.assert_close(whole, routing.reference(x))
     assert max(sizes) == 3 * 5 + 3
@@ -142,3 +142,21 @@ def test_bad_options_are_refused(options: dict):
 def test_more_picks_than_clusters_are_refused():
     with pytest.raises(ValueError, match="picks: 3 is more than there are clusters, 2"):
         build(clusters=2, picks=3)
+
+
+def test_sinks_are_read_by_all_and_are_in_no_cluster():
+    routing, x = build(window=3, sinks=2, clusters=1, members=4), inputs(40)
+    out, state = routing(x)
+    (grad,) = torch.autograd.grad(out[:, :, 30].sum(), x.v)
+    assert grad[0, 0].any(-1).nonzero()[:, 0].tolist() == [0, 1, 24, 25, 26, 27, 28, 29, 30]
+    assert state.kept.first_k.shape[2] == 2
+    (grad,) = torch.autograd.grad(routing(x)[0][:, :, 5].sum(), x.v)
+    assert grad[0, 0].any(-1).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    routing.fit(x)
+    torch.testing.assert_close(routing(x)[0], routing.reference(x))
+
+
+def test_fit_counts_no_sink_among_the_members():
+    routing, x = build(window=3, sinks=2, clusters=1, members=30), inputs(20, batch=1)
+    p = (x.q[0, 1, 9] @ x.k[0, 0, :10].mT * 0.3).softmax(-1)
+    torch.testing.assert_close(routing._reached(x.q, x.k)[0, 1, 6, 0], p[2:7].sum())

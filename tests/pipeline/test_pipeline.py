@@ -23,7 +23,7 @@ ROOMS = (
     *("targets", "student", "training", "evaluation", "bench", "settings", "tools", "stages", "cli"),
 )
 """From the ground up: a room imports those before it and itself, and no other."""
-VARIANT = ["seeds", "seed", "transfer", "align", "distill", "lora", "${key}"]
+VARIANT = ["seeds", "seed", "state", "transfer", "align", "distill", "lora", "${key}"]
 """The sections of params.yaml that a variant is made of."""
 
 

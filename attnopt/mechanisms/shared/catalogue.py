@@ -2,10 +2,11 @@
 
 import sys
 
-from attnopt.mechanisms import Mechanism, load_mechanism, mechanism_names
+from attnopt.mechanisms import Geometry, Mechanism, load_mechanism, mechanism_names
 
 GROWTH = {"constant": "constant", "window": "until the window is full", "linear": "with every token"}
 """`Mechanism.growth` in words."""
+SOME = Geometry(heads=12, kv_heads=12, head_dim=64, hidden=768, scaling=0.125)
 
 
 def mechanisms_table() -> str:
@@ -17,6 +18,8 @@ def mechanisms_table() -> str:
         paper = f"{cls.paper}, " if cls.paper else ""
         lines += [f"{kind}{mark}", f"    {summary(cls)}", f"    {paper}{cls.source}"]
         lines.append(f"    state grows: {GROWTH[cls.growth]}; work per token: {cls.cost or 'not stated'}")
+        chosen = [name for size in cls.sizes(SOME, cls.Options()) for name in size.names]
+        lines.append(f"    a budget of state chooses: {', '.join(chosen) or 'nothing'}")
         for name, field in cls.Options.model_fields.items():
             default = field.get_default(call_default_factory=True)
             lines.append(f"    {name} = {default!r}  {field.description or ''}".rstrip())

@@ -1,7 +1,10 @@
-"""Softmax over the last w tokens and linear attention over all before them, under one normaliser.
+"""Softmax over the last w tokens and the first f, linear attention over all between, under one normaliser.
 
-    out_t = ( sum_{t-w<s<=t} e^(a_ts - c) v_s + sum_{s<=t-w} e^(m - c) phi(q_t) . phi(k_s) v_s )
+    out_t = ( sum_{s near t} e^(a_ts - c) v_s + sum_{s far from t} e^(m - c) phi(q_t) . phi(k_s) v_s )
             / (the same two sums without v_s)
+
+    near    t - w < s <= t,  or  s < f (the sinks, of which there are none by default)
+    far     f <= s <= t - w
 
 a_ts is the softmax score and m a learnable log mass per head, which weighs the far part against the near one. As both
 parts have the same e^-c, each can be normalised by itself and the two merged by the logs of their sums.
@@ -14,14 +17,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
 from attnopt.mechanisms.shared.centring import Centre
 from attnopt.ops.linear.chunked import LIMIT, LinearState, linear_attention
 from attnopt.ops.output_pieces import Pieces
-from attnopt.ops.softmax.band import band_attention
+from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import ages
 from attnopt.ops.softmax.spans import merge
-from attnopt.ops.tensors import last_tokens, repeat_heads, wide
+from attnopt.ops.tensors import repeat_heads, wide
+from attnopt.ops.window_state import WindowState, append_tokens
 
 CHECKPOINT_SPAN = 512
 """Longer sequences are taken in spans of this many tokens, which a backward pass computes again one by one: features
@@ -34,13 +38,11 @@ class HybridState(NamedTuple):
     """What a hybrid remembers.
 
     Attributes:
-        k: (B, G, n, D) keys of the last n <= w tokens.
-        v: (B, G, n, D) their values.
-        far: the sums over the tokens that left the window; None where there are none, or the far part does not run.
+        kept: the last n <= w tokens, and the sinks.
+        far: the sums over the tokens between; None where there are none, or the far part does not run.
     """
 
-    k: Tensor
-    v: Tensor
+    kept: WindowState
     far: LinearState | None
 
 
@@ -57,8 +59,11 @@ class Hybrid(Mechanism):
     class Options(MechanismOptions):
         window: int = Field(default=16, ge=0)
         """w: the last tokens, itself included, that a token attends to exactly; with 0 the linear part covers all."""
+        sinks: int = Field(default=0, ge=0)
+        """f: the first tokens of the sequence, which it attends to exactly too; they need a window."""
         branches: Literal["both", "window", "far"] = "both"
-        """The parts that run; with far alone a token still attends to itself, as every row needs a key."""
+        """The parts that run; the sinks are the window's. With far alone a token still attends to itself, as every
+        row needs a key."""
         centre: bool = True
         """Whether `fit` takes out the means of queries and keys."""
 
@@ -69,6 +74,8 @@ class Hybrid(Mechanism):
         super().__init__(geometry, options)
         if options.window == 0 and options.branches == "window":
             raise ValueError("branches: 'window' needs a window of 1 or more, and window is 0")
+        if options.sinks and not options.window:
+            raise ValueError(f"sinks: {options.sinks} need a window of 1 or more, and window is 0")
         self.centre = Centre(geometry)
         self.dense_weights = options.branches != "window"
         self.log_mass = nn.Parameter(torch.zeros(geometry.heads)) if options.window else None
@@ -131,59 +138,59 @@ class Hybrid(Mechanism):
         seen = age >= 0
         if window:
             near = q @ repeat_heads(k, heads).mT * self.geometry.scaling
-            exact = age < (1 if branches == "far" else window)
-            logs, seen = torch.where(exact, near, logs), seen & (exact | (age >= window))
+            first = torch.arange(tokens, device=q.device) < self.options.sinks
+            exact = age < 1 if branches == "far" else (age < window) | first
+            logs, seen = torch.where(exact, near, logs), seen & (exact | ((age >= window) & ~first))
         logs = logs + repeat_heads(self.centre.log_weight(k), heads)[:, :, None]
         return logs.masked_fill(~seen, -torch.inf).softmax(-1)
 
     def _extend(self, q: Tensor, k: Tensor, v: Tensor, state: HybridState | None) -> tuple[Tensor, HybridState]:
         """`extend` of up to CHECKPOINT_SPAN tokens."""
-        far = None
-        if state is not None:
-            k, v, far = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2), state.far
-        leaving = max(k.shape[2] - self.options.window, 0)
-        if self.options.branches == "window" or not leaving:
-            out, _ = self._near(q, k, v)
+        window, sinks = self.options.window, self.options.sinks
+        before, far = state or (None, None)
+        kept = append_tokens(before, k, v, sinks)
+        new = max(kept.seen - window - sinks, 0) - max(kept.seen - q.shape[2] - window - sinks, 0)
+        if self.options.branches == "window" or not new:
+            out, _ = self._near(q, kept)
         else:
-            out, far = self._both(q, k, v, leaving, far)
-        return out.to(q.dtype), HybridState(
-            last_tokens(k, self.options.window), last_tokens(v, self.options.window), far
-        )
+            out, far = self._both(q, kept, new, far)
+        return out.to(q.dtype), HybridState(kept.cut(window), far)
 
-    def _both(
-        self, q: Tensor, k: Tensor, v: Tensor, leaving: int, far: LinearState | None
-    ) -> tuple[Tensor, LinearState]:
+    def _both(self, q: Tensor, kept: WindowState, new: int, far: LinearState | None) -> tuple[Tensor, LinearState]:
         """The output of both parts, and the far part's state.
 
-        Token s leaves the window, and joins the far part, at query s + w. So the far part is causal linear attention in
-        which the last `leaving` queries stand beside the first `leaving` keys; queries before them have no far token
-        that is not in the state already.
+        Token s leaves the window, and joins the far part if it is no sink, at query s + w. So the far part is causal
+        linear attention in which the last `new` queries stand beside as many keys, those that come before the last w;
+        queries before them have no far token that is not in the state already.
 
         Args:
             q: (B, H, T, D).
-            k, v: (B, G, n + T, D): the window before the new tokens, and these.
-            leaving: how many of these keys leave the window by the last query.
-            far: the state of the tokens that had left it before.
+            kept: the window before the new tokens, and these, not cut yet.
+            new: how many of its tokens join the far part by the last query.
+            far: the state of those that had joined it before.
         """
-        lead = q.shape[2] - leaving
-        maps = (self._query_features, self._key_features)
-        out, norm, far = linear_attention(q[:, :, lead:], k[:, :, :leaving], v[:, :, :leaving], far, maps)
+        lead, stop = q.shape[2] - new, kept.k.shape[2] - self.options.window
+        maps, joining = (self._query_features, self._key_features), slice(stop - new, stop)
+        out, norm, far = linear_attention(q[:, :, lead:], kept.k[:, :, joining], kept.v[:, :, joining], far, maps)
         if not self.options.window:
             return out, far
-        near, near_log = self._near(q, k, v)
+        near, near_log = self._near(q, kept)
         joined, _ = merge((near[:, :, lead:], near_log[:, :, lead:]), (out, norm.log() + self._far_log()))
         return torch.cat([near[:, :, :lead], joined], dim=2) if lead else joined, far
 
-    def _near(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The window's part: out (B, H, T, D), and lse (B, H, T) as of centred queries, as the far part's is.
+    def _near(self, q: Tensor, kept: WindowState) -> tuple[Tensor, Tensor]:
+        """The part of window and sinks: out (B, H, T, D), and lse (B, H, T) as of centred queries, like the far part's.
 
-        With `branches: far` the window is the token itself.
+        With `branches: far` it is the token itself.
         """
-        q, k, v = wide(q, k, v)
+        window, tokens = self.options.window, q.shape[2]
+        q, k, v = wide(q, kept.k, kept.v)
         if self.options.branches == "far":
-            k, v = (repeat_heads(t[:, :, -q.shape[2] :], q.shape[1]) for t in (k, v))
+            k, v = (repeat_heads(t[:, :, -tokens:], q.shape[1]) for t in (k, v))
             return v, (q * k).sum(-1) * self.geometry.scaling - self.centre.dropped(q)
-        out, log = band_attention(q, k, v, self.options.window, self.geometry.scaling)
+        sinks = self.options.sinks and kept.seen > window
+        prefix = Prefix(kept.first_k, kept.first_v, kept.seen - tokens, gap=window) if sinks else None
+        out, log = band_attention(q, k, v, window, self.geometry.scaling, prefix=prefix)
         return out, log - self.centre.dropped(q)
 
     def _query_features(self, q: Tensor) -> Tensor:
@@ -206,26 +213,33 @@ class Hybrid(Mechanism):
 
     def _attend(self, x: Inputs, t: int) -> Tensor:
         """The output (B, H, D) of query t: a softmax over the logs of all weights, of far tokens and then near ones."""
-        heads, branches = x.q.shape[1], self.options.branches
-        stop = max(t + 1 - self.options.window, 0)
-        start = t if branches == "far" and self.options.window else stop
+        heads, branches, window, sinks = x.q.shape[1], self.options.branches, self.options.window, self.options.sinks
+        distant = [s for s in range(t + 1 - window) if s >= sinks]
+        exact = [s for s in range(t + 1) if s > t - window or s < sinks]
+        if branches == "far" and window:
+            exact = [t]
         q, k = self.centre.queries(x.q[:, :, t : t + 1]), self.centre.keys(x.k)
         weight = repeat_heads(self.centre.log_weight(k), heads)[:, :, None]
-        far = self.kernel(q, k[:, :, :stop]).log() + weight[..., :stop]
+        far = self.kernel(q, k[:, :, distant]).log() + weight[..., distant]
         if self.log_mass is not None:
             far = far + self.log_mass[:, None, None]
         if branches == "window":
             far = torch.full_like(far, -torch.inf)
-        near = q @ repeat_heads(k[:, :, start : t + 1], heads).mT * self.geometry.scaling + weight[..., start : t + 1]
+        near = q @ repeat_heads(k[:, :, exact], heads).mT * self.geometry.scaling + weight[..., exact]
         weights = torch.cat([far, near], dim=-1).softmax(-1)
-        v = repeat_heads(torch.cat([x.v[:, :, :stop], x.v[:, :, start : t + 1]], dim=2), heads)
-        return (weights @ v)[:, :, 0]
+        return (weights @ repeat_heads(x.v[:, :, distant + exact], heads))[:, :, 0]
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
-        held = 2 * min(length, self.options.window) * self.geometry.head_dim * dtype.itemsize
-        runs = self.options.branches != "window" and length > self.options.window
+        window, sinks = self.options.window, self.options.sinks
+        held = 2 * (min(length, window) + min(length, sinks)) * self.geometry.head_dim * dtype.itemsize
+        runs = self.options.branches != "window" and length > window + sinks
         far = self.size() * (self.geometry.head_dim + 1) * max(dtype.itemsize, torch.float32.itemsize)
         return batch * self.geometry.kv_heads * (held + far * runs)
+
+    @classmethod
+    def sizes(cls, geometry: Geometry, options: Options) -> tuple[Size, ...]:
+        window = Size(("window",))
+        return (window,) if options.branches == "window" else (Size(("feature_dim",), share=0.5), window)
 
     @torch.no_grad()
     def fit(self, x: Inputs) -> None:
@@ -234,7 +248,7 @@ class Hybrid(Mechanism):
         q, k = self.centre.queries(x.q), self.centre.keys(x.k)
         self.offset.copy_(self.centre.log_weight(k).mean((0, 2)))
         self.fit_map(q, k)
-        if self.log_mass is not None and q.shape[2] > self.options.window:
+        if self.log_mass is not None and q.shape[2] > self.options.window + self.options.sinks:
             exact, kernel = self.far_logs(q, k)
             self.log_mass.copy_((exact.logsumexp(-1) - kernel.logsumexp(-1)).mean((0, 2)))
 
@@ -242,14 +256,14 @@ class Hybrid(Mechanism):
         """The logs of softmax's and of the kernel's weights on far tokens, to fit one to the other.
 
         Args:
-            q: (B, H, T, D), centred, T > w; a part of the sequences and tokens is used.
+            q: (B, H, T, D), centred, T > w + f; a part of the sequences and tokens is used.
             k: (B, G, T, D), centred.
 
-        Returns: two of (B', H, T' - w, T'), minus infinity for tokens that are not far.
+        Returns: two of (B', H, T' - w - f, T' - f), minus infinity for tokens that are not far.
         """
-        window = self.options.window
-        tokens, heads = window + FIT_TOKENS, q.shape[1]
-        q, k = q[:FIT_SEQUENCES, :, window:tokens], k[:FIT_SEQUENCES, :, :tokens]
+        sinks, first = self.options.sinks, self.options.window + self.options.sinks
+        tokens, heads = first + FIT_TOKENS, q.shape[1]
+        q, k = q[:FIT_SEQUENCES, :, first:tokens], k[:FIT_SEQUENCES, :, sinks:tokens]
         weight = repeat_heads(self.centre.log_weight(k), heads)[:, :, None]
         near = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
         exact = q @ repeat_heads(k, heads).mT * self.geometry.scaling
@@ -262,4 +276,9 @@ class Hybrid(Mechanism):
 
     @classmethod
     def conformance_options(cls) -> dict[str, Options]:
-        return {"default": cls.Options(), "linear": cls.Options(window=0), "far": cls.Options(branches="far")}
+        return {
+            "default": cls.Options(),
+            "sinks": cls.Options(window=8, sinks=3),
+            "linear": cls.Options(window=0),
+            "far": cls.Options(window=8, sinks=3, branches="far"),
+        }

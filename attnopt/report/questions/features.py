@@ -20,7 +20,7 @@ def answer(context: Context) -> Answer:
     if not len(table) and not len(drawn):
         return absent(SLUG, QUESTION, "no variant with random features was trained and evaluated")
     several = table["features"].nunique() > 1
-    more = "Trained with one number of features; others: `dvc exp run -S performer.features=64,128,256`."
+    more = "Trained with one number of features; others: `dvc exp run --queue -S ++performer.features=64,128,256`."
     return Answer(
         slug=SLUG,
         question=QUESTION,

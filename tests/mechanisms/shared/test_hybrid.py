@@ -59,7 +59,7 @@ def test_spans_change_neither_output_nor_gradients(kind, span, monkeypatch):
         out, state = mechanism(inputs)
         leaves = [inputs.q, inputs.k, inputs.v, *mechanism.parameters()]
         grads = torch.autograd.grad(out.square().sum() + state.far.sums.sum(), leaves)
-        results.append([out, state.k, *state.far, *grads])
+        results.append([out, state.kept.k, *state.far, *grads])
         with torch.no_grad():
             torch.testing.assert_close(mechanism(x)[0], out)
     torch.testing.assert_close(*results)
@@ -132,3 +132,57 @@ def test_window_branch_without_a_window_is_refused(kind):
 def test_an_unknown_branch_is_refused(kind):
     with pytest.raises(ValueError, match="branches"):
         load_mechanism(kind).Options(branches="near")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_window_alone_has_its_sinks_and_they_count_once(kind, kv_heads):
+    x, age = teacher(kv_heads), torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
+    scores = x.q @ repeat_heads(x.k, 4).mT * 0.3
+    read = (age >= 0) & ((age < 8) | (torch.arange(LENGTH) < 3))
+    expected = scores.masked_fill(~read, -torch.inf).softmax(-1) @ repeat_heads(x.v, 4)
+    mechanism = randomise(build(kind, kv_heads, window=8, sinks=3, branches="window"))
+    torch.testing.assert_close(mechanism(x)[0], expected)
+    torch.testing.assert_close(mechanism.reference(x), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [3, 8, 11, 12, LENGTH])
+def test_sinks_are_in_no_far_sum(kind, tokens):
+    """The sums are those of a mechanism without sinks that never saw the first tokens."""
+    with_sinks, without, x = build(kind, window=8, sinks=3), build(kind, window=8), teacher()
+    _, state = with_sinks(x.slice(0, tokens))
+    _, expected = without(x.slice(3, tokens)) if tokens > 3 else (None, None)
+    assert (state.far is None) == (tokens <= 11)
+    if state.far is not None:
+        torch.testing.assert_close(tuple(state.far), tuple(expected.far))
+    assert measured_bytes(state) == with_sinks.state_bytes(6, tokens, torch.float64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_sinks_far_alone_reads_what_lies_between(kind):
+    mechanism, x = randomise(build(kind, window=8, sinks=3, branches="far")), teacher()
+    v = x.v.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(mechanism(Inputs(x.q, x.k, v))[0][:, :, 30].sum(), v)
+    assert (grad.abs().amax((0, 1, 3)) > 0).nonzero()[:, 0].tolist() == [*range(3, 23), 30]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fit_of_the_mass_sees_the_far_tokens_alone(kind):
+    mechanism, x = build(kind, window=8, sinks=3), teacher()
+    mechanism.fit(x)
+    q, k = mechanism.centre.queries(x.q), mechanism.centre.keys(x.k)
+    exact, kernel = mechanism.far_logs(q, k)
+    assert exact.shape == kernel.shape == (6, 4, LENGTH - 11, LENGTH - 3)
+    scores = q[:, :, 20:21] @ k.mT * 0.3 + mechanism.centre.log_weight(k)[:, :, None]
+    torch.testing.assert_close(exact[:, :, 9, :10], scores[:, :, 0, 3:13])
+    assert exact[:, :, 9, 10:].isneginf().all()
+    short = build(kind, window=8, sinks=LENGTH - 8)
+    short.fit(x)
+    assert not short.log_mass.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sinks_without_a_window_are_refused(kind):
+    with pytest.raises(ValueError, match="sinks: 4 need a window of 1 or more, and window is 0"):
+        build(kind, window=0, sinks=4)
