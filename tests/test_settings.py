@@ -31,14 +31,14 @@ WRONG = {
     "reverse KL of a part": ({"teacher": {"logits": "topk"}, "distill": {"kl": "reverse"}}, "none: distill.kl reverse needs whole distributions, and teacher.logits topk keeps a part"),
     "JSD of a part": ({"teacher": {"logits": "sampled"}, "none": {"distill": {"kl": "jsd"}}}, "none: distill.kl jsd needs whole distributions, and teacher.logits sampled keeps"),
     "a temperature of a part": ({"teacher": {"logits": "sampled"}, "distill": {"temperature": 2.0}}, "distill.temperature 2.0 needs whole distributions, and teacher.logits sampled"),
-    "more than softmax": ({"state": {"share": 1.5}}, "'state.share' is 1.5: input should be less than or equal to 1"),
-    "a state of no length": ({"state": {"length": 0}}, "'state.length' is 0: input should be greater than or equal to 1"),
-    "a budget's misspelt key": ({"state": {"shar": 0.1}}, "unknown key 'state.shar' (did you mean 'share'?)"),
-    "a variant's own budget": ({"none": {"state": {"share": 0}}}, "'none.state.share' is 0: input should be greater than 0"),
     "long blocks that are short": ({"corpus": {"long_block": 32}}, "long_block 32 is not above block 32"),
     "long blocks of a teacher": ({"corpus": {"source": "teacher", "max_tokens": 99, "long_block": 64}}, "long_block: source teacher samples blocks of one length"),
     "a share of no long blocks": ({"none": {"distill": {"long_share": 0.2}}}, "none: distill.long_share 0.2 needs corpus.long_block"),
     "a share above one": ({"teacher": {"shift": 1.5}}, "'teacher.shift' is 1.5"),
+    "more than softmax": ({"state": {"share": 1.5}}, "'state.share' is 1.5: input should be less than or equal to 1"),
+    "a state of no length": ({"state": {"length": 0}}, "'state.length' is 0: input should be greater than or equal to 1"),
+    "a budget's misspelt key": ({"state": {"shar": 0.1}}, "unknown key 'state.shar' (did you mean 'share'?)"),
+    "a variant's own budget": ({"none": {"state": {"share": 0}}}, "'none.state.share' is 0: input should be greater than 0"),
     "a list for a section": ({"none": [1]}, "none: must be a mapping"),
 }  # fmt: skip
 

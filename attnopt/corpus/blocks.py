@@ -87,7 +87,7 @@ def _counts(texts: list[str], documents: Documents, blocks: np.ndarray) -> Split
 def write_corpus(
     params: CorpusParams, tokenizer: Any, out: Path, sample: Callable[[int], np.ndarray] | None = None
 ) -> CorpusManifest:
-    """Tokenise the corpus into the folder `out`: blocks, longer ones, documents and manifest.json, which is returned.
+    """Tokenise the whole corpus into the folder `out`: blocks, documents and manifest.json, which is returned.
 
     Args:
         sample: gives so many blocks of the teacher's own text; needed for source teacher, and for no other.
@@ -95,6 +95,7 @@ def write_corpus(
     """
     found = documents(params)
     splits: dict[str, SplitCounts] = {}
+    long: np.ndarray = np.zeros((0, 0))
     digests = [text for split in SPLITS for text in found.get(split, ())]
     for split in SPLITS:
         limit = params.max_tokens if split == "train" else params.max_eval_tokens
@@ -116,7 +117,8 @@ def write_corpus(
         for file, array in zip(_files(out, split), (blocks, whole.tokens, whole.ends), strict=True):
             np.save(file, array)
         if split == "train" and params.long_block:
-            np.save(out / f"{LONG}.npy", _long_blocks(whole.tokens, params))
+            long = _long_blocks(whole.tokens, params.long_block, limit)
+            np.save(_files(out, LONG)[0], long)
     manifest = CorpusManifest(
         source=params.source,
         name=params.id or params.path or wiki.SAMPLE,
@@ -125,10 +127,20 @@ def write_corpus(
         vocabulary=len(tokenizer),
         block=params.block,
         long_block=params.long_block,
+        long_blocks=len(long),
         splits=splits,
     )
     manifest.write(out / "manifest.json")
     return manifest
+
+
+def _long_blocks(tokens: np.ndarray, length: int, limit: int | None) -> np.ndarray:
+    """(n, length) contiguous text of the train split. Raises UserError where it does not fill one."""
+    blocks = cut(tokens, length, limit)
+    if not len(blocks):
+        filled = min(len(tokens), limit or len(tokens))
+        raise UserError(f"corpus.long_block: {filled} training tokens do not fill one block of {length}")
+    return blocks
 
 
 def _files(folder: Path, split: str) -> tuple[Path, Path, Path]:
@@ -142,16 +154,6 @@ def _sampled_documents(blocks: np.ndarray, tokenizer: Any) -> Documents:
     return Documents(blocks.ravel(), np.flatnonzero(ends.ravel()) + 1)
 
 
-def _long_blocks(tokens: np.ndarray, params: CorpusParams) -> np.ndarray:
-    """(n, long_block) contiguous text of the train split. Raises UserError where it does not fill one."""
-    assert params.long_block is not None
-    blocks = cut(tokens, params.long_block, params.max_tokens)
-    if not len(blocks):
-        held = min(len(tokens), params.max_tokens or len(tokens))
-        raise UserError(f"corpus.long_block: {held} training tokens do not fill one block of {params.long_block}")
-    return blocks
-
-
 def read_blocks(folder: Path, split: str) -> np.ndarray:
     """The split's blocks (n, block), or (n, long_block) of LONG, memory-mapped and read-only.
 
@@ -159,7 +161,7 @@ def read_blocks(folder: Path, split: str) -> np.ndarray:
     """
     manifest, path = read_manifest(folder), _files(folder, split)[0]
     if split == LONG:
-        return _load(path, "blocks", (None, manifest.long_block))
+        return _load(path, "blocks", (manifest.long_blocks, manifest.long_block or 0))
     return _load(path, "blocks", (manifest.splits[split].blocks, manifest.block))
 
 
@@ -181,8 +183,7 @@ def _load(path: Path, what: str, expected: tuple[int | None, ...]) -> np.ndarray
         raise UserError(f"{path} is missing: run `dvc repro tokenize` first") from None
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): run `dvc repro -f -s tokenize`") from None
-    fits = found.ndim == len(expected) and all(size in (None, n) for size, n in zip(expected, found.shape, strict=True))
-    if not fits:
+    if found.shape != expected:
         raise UserError(f"{path} holds {what} {found.shape}, its manifest says {expected}: run `dvc repro tokenize`")
     return found
 

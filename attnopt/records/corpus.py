@@ -18,7 +18,8 @@ class SplitCounts(Row):
 class CorpusManifest(Record):
     """Attributes:
     sha256, tokenizer: digests of the text and of the tokenizer. block: tokens of a block. splits: train, valid, test.
-    long_block: tokens of the longer blocks that the train split is cut into too; None where it is not.
+    long_block, long_blocks: tokens and number of the longer blocks that the train split is cut into too; None and 0
+    where it is not.
     """
 
     stage: ClassVar[str] = "tokenize"
@@ -31,4 +32,5 @@ class CorpusManifest(Record):
     vocabulary: int
     block: int
     long_block: int | None = None
+    long_blocks: int = 0
     splits: dict[str, SplitCounts]
