@@ -54,7 +54,7 @@ class Context:
             records=records,
             params=params,
             quality=summary.quality(records, params.split),
-            measured=summary.highlighted(records, params.lengths),
+            measured=_measured(records, params.lengths),
             extrapolated=extrapolation.lengths(records, params.lengths),
             looks=_looks(records),
         )
@@ -228,6 +228,15 @@ def off_scale(quality: pd.DataFrame) -> str:
     """Names what a logarithmic axis of KL cannot show."""
     zero = [str(v) for v in quality.index[quality["kl"] <= ZERO]]
     return f" {formats.listing(zero)} (KL under 0.00001) is off the scale." if zero else ""
+
+
+def _measured(records: Records, wanted: list[int]) -> list[int]:
+    """The lengths whose costs are shown: those wanted; or else the longest, and those at which quality was measured."""
+    found = summary.highlighted(records, wanted)
+    if wanted:
+        return found
+    benched = {n for level in summary.levels(records) for n in summary.measured_lengths(records, level)}
+    return sorted({*found, *(benched & {int(n) for n in records.lengths["length"]})})
 
 
 def _looks(records: Records) -> dict[str, Style]:

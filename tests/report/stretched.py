@@ -4,11 +4,16 @@ Windows forget what is farther back than WINDOW tokens; `based` and `nsa` do not
 recalls no more than a window. This teacher cannot read phone books.
 """
 
+import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
+
+import pandas as pd
 
 from attnopt.records.evaluate import GapRow, LengthQuality, PositionBin, RecallRow
 from attnopt.records.sample import GeneratedRecall
+from attnopt.report.data.read import Records
 
 from . import fake
 
@@ -24,6 +29,17 @@ KEEPS = {"based": 0.95, "nsa": 1.0, "softmax": 1.0}
 SIZES = {"copy": [16, 256], "pairs": [8, 64], "phone_book": [16], "needle": [512]}
 TEACHER = {"copy": 0.99, "pairs": 0.96, "phone_book": 0.3, "needle": 1.0}
 QUERIES = 100
+
+
+def measured_at(records: Records, lengths: Iterable[int]) -> Records:
+    """The same quality as if it had been measured at these lengths, with the states of these."""
+    tables = {}
+    for name in ("lengths", "bins", "gaps", "states"):
+        table = getattr(records, name)
+        tables[name] = pd.concat([table.assign(length=n) for n in lengths], ignore_index=True)
+    states = tables["states"]
+    sizes = [fake.state_bytes(v, n) for v, n in zip(states["variant"], states["length"], strict=True)]
+    return dataclasses.replace(records, **tables | {"states": states.assign(bytes=sizes)})
 
 
 def at_length(name: str, kind: str, kl: float) -> dict[str, Any]:

@@ -59,10 +59,13 @@ class Comparison:
 
     @cached_property
     def length(self) -> int | None:
-        """The context length of the costs: the longest measured in every run, near the quality's where there is one."""
+        """The context length of the costs, measured in every run: the nearest to the quality's, or else the longest."""
         shared = _shared(_costed(run.context) for run in self.runs)
-        near = [n for n in shared if _near(n, self.quality_length)]
-        return max(near or _shared(set(run.context.measured) for run in self.runs), default=None)
+        quality = self.quality_length
+        near = sorted(n for n in shared if _near(n, quality))
+        if quality is not None and near:
+            return min(near, key=lambda n: max(n, quality) / min(n, quality))
+        return max(_shared(set(run.context.measured) for run in self.runs), default=None)
 
     @property
     def beside(self) -> bool:

@@ -18,8 +18,7 @@ FIRST_TIME = "first time"
 def answer(context: Context) -> Answer:
     measured = sorted(int(n) for n in context.records.lengths["length"].unique())
     longest = measured[-1] if measured else 0
-    table = at_length.quality(context.records, longest)
-    competing = at_length.competing(table)
+    competing = at_length.competing(at_length.quality(context.records, longest)) if measured else []
     if not len(competing):
         return absent(SLUG, QUESTION, "quality at length was measured of no variant that competes")
     return Answer(
