@@ -126,7 +126,7 @@ class Context:
         """The heading of each row's group, from its column `group`."""
         named = {at_length.WITHIN: self.within[0].upper() + self.within[1:]}
         named |= {at_length.BEYOND: "More state than that", at_length.CONTROL: "Controls"}
-        return [named[group] for group in table["group"]]
+        return [named.get(group, "State not known") for group in table["group"]]
 
     @cached_property
     def costs(self) -> dict[int, pd.DataFrame]:

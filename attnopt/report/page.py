@@ -130,16 +130,25 @@ def downloads(report: Report) -> dict[str, str]:
 
 def metrics(context: Context) -> dict[str, dict[str, float]]:
     """Variant -> numbers, for `dvc metrics show`: quality on blocks; quality at each length, named by it; what its
-    samples score; and costs at the longest length measured."""
+    samples score; and costs at `cost_length`, the longest measured that quality speaks for, or else the longest."""
     scores = summary.coherence(context.records, context.params.split).groupby("variant")[["sample_ppl"]].mean()
     parts = [context.quality[list(METRICS)].rename(columns=METRICS), scores]
     parts += [_at_length(context, length) for length in sorted(context.records.lengths["length"].unique())]
-    parts += [context.costs[length][COSTS] for length in context.measured[-1:]]
+    parts += [_costs(context, length) for length in _cost_length(context)]
     found: dict[str, dict[str, float]] = {v: {} for v in context.records.variants}
     for part in parts:
         for variant, row in part.iterrows():
             found[str(variant)] |= {str(key): value for key, value in plain(row.to_dict()).items() if value is not None}
     return {variant: values for variant, values in found.items() if values}
+
+
+def _cost_length(context: Context) -> list[int]:
+    """One of those measured, or none where there is none."""
+    return ([n for n in context.measured if n in context.chosen] or context.measured)[-1:]
+
+
+def _costs(context: Context, length: int) -> pd.DataFrame:
+    return context.costs[length][COSTS].assign(cost_length=length)
 
 
 def _at_length(context: Context, length: int) -> pd.DataFrame:

@@ -65,11 +65,11 @@ def _states(context: Context) -> pd.DataFrame:
 def _short(context: Context, table: pd.DataFrame) -> str:
     """The best within the budget at each task's hardest size that the teacher can."""
     rows = table[table["variant"].isin(_competing(context)) & table["retention"].notna()]
-    parts = []
+    parts, grouped = [], bool(table["group"].notna().any())
     for task in TASKS:
         own = rows[rows["task"] == task]
         own = own[own["size"] == own["size"].max()]
-        within = own[own["group"] == at_length.WITHIN]
+        within = own[own["group"] == at_length.WITHIN] if grouped else own
         if len(within):
             best = within.sort_values(["retention", "kl_answer"], ascending=[False, True]).iloc[0]
             parts.append(f"{name(task, best['size'])}: **{best['variant']}** at {_retention(best)}")
@@ -78,7 +78,8 @@ def _short(context: Context, table: pd.DataFrame) -> str:
             f"This teacher passes no test of recall ({formats.percent(TEACHER_CAN)} right), or nothing is within the "
             "budget: only the KL of the answers is shown."
         )
-    return f"Of the teacher’s right answers, with {context.within}, most are kept by: {'; '.join(parts)}."
+    budget = f", with {context.within}," if grouped else ""
+    return f"Of the teacher’s right answers{budget} most are kept by: {'; '.join(parts)}."
 
 
 def _retention(row: Any) -> str:
@@ -151,7 +152,7 @@ def _wide(context: Context, table: pd.DataFrame, key: str, title: str, tests: li
     states = _states(context)
     frame = pd.DataFrame({"variant": list(dict.fromkeys([*states["variant"], *table["variant"]]))})
     frame = frame[frame["variant"].isin(table["variant"])].merge(states[["variant", "share", "group"]], how="left")
-    frame = frame.assign(shown_group=context.groups(frame.fillna({"group": at_length.BEYOND})))
+    frame = frame.assign(shown_group=context.groups(frame))
     for task, size in tests:
         frame[f"{task} {size}"] = [rows.get((v, task, size), {}).get(key) for v in frame["variant"]]
 

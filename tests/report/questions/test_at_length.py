@@ -243,6 +243,20 @@ def test_metrics_have_quality_at_length_by_its_name(context):
     assert found["state_share_1024"] == pytest.approx(fake.state_bytes("based", 1024) / (4096 * 1024), rel=1e-5)
 
 
+def test_costs_of_the_metrics_are_at_the_length_that_quality_speaks_for(asked, context):
+    assert page.metrics(asked)["based"]["cost_length"] == 1024
+    none = page.metrics(about(context, 4096, lengths=context.records.lengths.iloc[:0]))["based"]
+    assert none["cost_length"] == 4096
+    assert "kl_1024" not in none
+
+
+def test_recall_without_quality_at_length_has_no_groups(context):
+    empty = {name: getattr(context.records, name).iloc[:0] for name in ("lengths", "bins", "gaps", "states")}
+    answer = recall.answer(about(context, 1024, **empty))
+    assert answer.short.startswith("Of the teacher’s right answers most are kept by: copying")
+    assert set(answer.tables[0].groups()) == {"State not known", ""}
+
+
 def own_last(context: Context) -> float:
     table = context.records.bins
     return float(table[(table["variant"] == "based") & (table["stop"] == 1024)]["ppl_ratio"].mean())
