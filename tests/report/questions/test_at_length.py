@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 
 from attnopt.report import overview, page
+from attnopt.report.compare import page as compare
+from attnopt.report.compare.data import Comparison
 from attnopt.report.context import Context
 from attnopt.report.data import at_length
 from attnopt.report.params import ReportParams
@@ -45,8 +47,8 @@ def test_quality_speaks_for_lengths_within_a_factor_of_two(context):
 
 
 def test_of_two_lengths_the_nearer_speaks(context):
-    both = stretched.measured_at(context.records, [1024, 4096])
-    assert [at_length.nearest(both, n) for n in (1400, 2100, 8192, 8200)] == [1024, 4096, 4096, None]
+    both = stretched.measured_at(context.records, [1024, 2048])
+    assert [at_length.nearest(both, n) for n in (1400, 1500, 4096, 4100)] == [1024, 2048, 2048, None]
 
 
 def test_a_length_without_quality_is_recommended_nothing(asked):
@@ -255,6 +257,26 @@ def test_recall_without_quality_at_length_has_no_groups(context):
     answer = recall.answer(about(context, 1024, **empty))
     assert answer.short.startswith("Of the teacher’s right answers most are kept by: copying")
     assert set(answer.tables[0].groups()) == {"State not known", ""}
+
+
+def test_a_comparison_keeps_costs_of_another_length_apart(context, asked):
+    @dataclasses.dataclass
+    class Run:
+        context: Context
+        source: str = "here"
+        settings: dict = dataclasses.field(default_factory=dict)
+
+    near = Comparison([Run(asked), Run(asked)])
+    assert (near.quality_length, near.length, near.beside) == (1024, 1024, True)
+    (table,) = compare._results(near)
+    assert "decode at 1024, ms" in table.headings
+    blocks = about(context, 1024, lengths=context.records.lengths.iloc[:0])
+    apart = Comparison([Run(blocks), Run(blocks)])
+    quality, costs = compare._results(apart)
+    assert "KL" in quality.headings
+    assert "KL" not in costs.headings
+    assert not any("decode" in heading for heading in quality.headings)
+    assert "Quality is on blocks of 128 tokens, costs are at 1024: neither speaks for the other." in apart.limits
 
 
 def own_last(context: Context) -> float:
