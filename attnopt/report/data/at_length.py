@@ -32,7 +32,10 @@ class Budget(NamedTuple):
 
 
 def budget(records: Records) -> Budget:
-    """That of params.yaml's section `state`, or SHARE at every length."""
+    """What trainings recorded, or else params.yaml's section `state`, or else SHARE at every length."""
+    known = records.runs.reindex(columns=["state_budget", "state_length"]).apply(pd.to_numeric).dropna()
+    if len(known):
+        return Budget(float(known["state_budget"].max()), int(known["state_length"].max()))
     try:
         content = YAML(typ="safe").load(records.settings)
     except YAMLError:

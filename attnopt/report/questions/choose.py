@@ -65,7 +65,7 @@ def _recommendation(context: Context, length: int, variant: str) -> str:
     return (
         f"At {where(context, length)}, with {context.within}, choose **{variant}**: KL "
         f"{formats.plus_minus(row['kl'], row['kl_se'])}{pieces}, {quality_words(row)}"
-        f"{_cost_words(row)}."
+        f"{_cost_words(context, length, row)}."
     )
 
 
@@ -82,12 +82,14 @@ def quality_words(row: Any) -> str:
     return f"{text}, {formats.times(row['copy'])} its copying over a gap of {row['copy_gap']:.0f}"
 
 
-def _cost_words(row: Any) -> str:
+def _cost_words(context: Context, length: int, row: Any) -> str:
     names = {"share": "state", "decode_ms_ratio": "decoding time"}
     shown = [
         f"{formats.times(row[key])} softmax’s {name}" for key, name in names.items() if not formats.missing(row[key])
     ]
-    return f"; {formats.listing(shown)}" if shown else ""
+    other = context.budget.length not in (None, length)
+    where = f"at {formats.length(length)} tokens " if other else ""
+    return f"; {where}it takes {formats.listing(shown)}" if shown else ""
 
 
 def _last(context: Context, length: int) -> str:

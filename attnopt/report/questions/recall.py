@@ -73,11 +73,11 @@ def _short(context: Context, table: pd.DataFrame) -> str:
         if len(within):
             best = within.sort_values(["retention", "kl_answer"], ascending=[False, True]).iloc[0]
             parts.append(f"{name(task, best['size'])}: **{best['variant']}** at {_retention(best)}")
+    if not len(rows):
+        can = f"This teacher passes no test of recall ({formats.percent(TEACHER_CAN)} right or more)"
+        return f"{can}: only the KL of the answers is shown."
     if not parts:
-        return (
-            f"This teacher passes no test of recall ({formats.percent(TEACHER_CAN)} right), or nothing is within the "
-            "budget: only the KL of the answers is shown."
-        )
+        return f"No variant with {context.within} was tested where this teacher can."
     budget = f", with {context.within}," if grouped else ""
     return f"Of the teacher’s right answers{budget} most are kept by: {'; '.join(parts)}."
 

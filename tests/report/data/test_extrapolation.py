@@ -144,7 +144,7 @@ def test_the_short_answer_names_one_and_why(far):
     assert f"KL {formats.plus_minus(row['kl'], row['kl_se'])}, " in short
     cost = far.costs[FAR].loc["based"]
     said = [formats.times(cost[key]) for key in ("state_ratio", "decode_ms_ratio")]
-    assert f"{said[0]} softmax’s state and {said[1]} softmax’s decoding time." in short
+    assert f"; it takes {said[0]} softmax’s state and {said[1]} softmax’s decoding time." in short
     assert "Quality at 4096 tokens was not measured: nothing is recommended for it." in short
 
 

@@ -160,6 +160,19 @@ def test_the_share_that_the_training_recorded_decides_where_there_is_one(context
     held = about(context, 1024, runs=runs.assign(state_share=[0.2 if v == "based" else None for v in runs["variant"]]))
     groups = held.at(1024)["group"]
     assert (groups["based"], groups["hedgehog"], groups["nsa"]) == ("beyond", "within", "beyond")
+    assert held.within == "at most 1/8 of softmax’s state"
+    told = about(context, 1024, runs=runs.assign(state_budget=0.25, state_length=4096))
+    assert told.within == "at most 1/4 of softmax’s state at 4096 tokens"
+    assert "; at 1024 tokens it takes 0.064× softmax’s state" in choose.answer(told).opening[0]
+
+
+def test_a_teacher_that_passes_nothing_is_said_to(context):
+    table = context.records.recall
+    never = about(context, 1024, recall=table.assign(retention=float("nan"), teacher_accuracy=0.2))
+    answer = recall.answer(never)
+    assert answer.short.startswith("This teacher passes no test of recall (90.0\u00a0% right or more)")
+    assert [table.name for table in answer.tables] == ["recall_kl_answer", "recall_written"]
+    assert "copying" not in choose.answer(never).opening[0]
 
 
 def test_a_window_that_is_a_control_is_a_rival_and_can_be_chosen(context):
