@@ -1,5 +1,7 @@
 """The picture that the page opens with: quality at a length against cost there, the recommended point named."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from attnopt.report.context import ZERO, Context
@@ -18,27 +20,30 @@ ALIKE = 1.5
 LINES = {False: ("window + sinks, untrained", "2 3"), True: ("window + sinks, trained", "6 3")}
 
 
-def picture(context: Context, recommended: dict[int, str]) -> Figure:
-    """A view for each length to choose for and each cost known there; the longest length and the state first.
+def picture(context: Context, recommended: dict[int, str]) -> Figure | None:
+    """A view for each of these lengths and each cost known there, the longest length first; None without a cost.
 
     Args:
-        recommended: length -> the variant named there; a length without one has its points all the same.
+        recommended: length to choose for -> the variant named there; empty where there is none.
     """
     views, frames = [], []
-    for length in context.chosen[::-1]:
+    for length in sorted(recommended, reverse=True):
         table = context.at(length).rename_axis("variant")
         for key in _order(table):
-            if table[key].notna().any():
+            if len(_drawn(table, key)):
                 name = COSTS[key][0]
                 where = f"at {formats.length(length)} tokens"
-                views.append(View(where, [_panel(context, table, key, recommended.get(length, ""))], f"against {name}"))
+                panel = _panel(context, table, key, recommended[length])
+                views.append(View(where, [panel], f"against {name}"))
         frames.append(table.assign(length=length, quality_length=context.quality_length(length)).reset_index())
+    if not views:
+        return None
     return Figure(
         name="pareto",
         title="Quality at length against cost",
         alt="KL to the teacher at the chosen length against state, decoding time or prefill time.",
-        caption=f"KL on {_pieces(context)}, test split; down and left is better. Ring: recommended; grey line: what no "
-        "other beats in both; bars: 95 % intervals."
+        caption=f"KL on {_pieces(context, recommended)}, test split; down and left is better. "
+        "Ring: recommended; grey line: what no other beats in both; bars: 95 % intervals. Controls are in the tables."
         f"{_unmeasured(context)}{_extrapolated(context)} {context.hardware}",
         views=views,
         frame=pd.concat(frames, ignore_index=True),
@@ -58,14 +63,13 @@ def _order(table: pd.DataFrame) -> list[str]:
 
 def _panel(context: Context, table: pd.DataFrame, key: str, recommended: str) -> Panel:
     _, unit, scale = COSTS[key]
-    rows = table[table[key].notna() & (table["kl"] > ZERO)].assign(cost=lambda t: t[key] / scale)
+    rows = _drawn(table, key).assign(cost=lambda t: t[key] / scale)
     half = margin(rows["kl_se"].fillna(0))
     rows = rows.assign(low=(rows["kl"] - half).clip(lower=rows["kl"] / 10), high=rows["kl"] + half).sort_values("cost")
-    ranked = rows[rows["group"] != at_length.CONTROL]
-    front = ranked[pareto(ranked[["kl", "cost"]].to_numpy())]
+    front = rows[pareto(rows[["kl", "cost"]].to_numpy())]
     series = [Series("best for its cost", Style("front", "none"), list(front["cost"]), list(front["kl"]), points=False)]
     if key == "state":
-        series += _windows(ranked)
+        series += _windows(rows)
     if recommended in rows.index:
         at = rows.loc[[recommended]]
         style = Style(context.looks[recommended].colour, "ring")
@@ -79,15 +83,20 @@ def _panel(context: Context, table: pd.DataFrame, key: str, recommended: str) ->
     return Panel("", Axis(unit, log=True), Axis("KL, nats per token", log=True), series, _rules(context, table, key))
 
 
-def _windows(ranked: pd.DataFrame) -> list[Series]:
+def _drawn(table: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Those that a logarithmic axis can show, without controls, which are far off."""
+    return table[table[key].gt(0) & (table["kl"] > ZERO) & (table["group"] != at_length.CONTROL)]
+
+
+def _windows(rows: pd.DataFrame) -> list[Series]:
     """The lines of window + sinks through its points, where there are two or more."""
-    windows = ranked[ranked["kind"] == at_length.WINDOW].sort_values("cost")
+    windows = rows[rows["kind"] == at_length.WINDOW].sort_values("cost")
     found = []
     for trained, (name, dash) in LINES.items():
-        rows = windows[windows["trained"].gt(0) == trained]
-        if rows["cost"].nunique() > 1:
+        own = windows[windows["trained"].gt(0) == trained]
+        if own["cost"].nunique() > 1:
             style = Style("grey", "none", dash)
-            found.append(Series(name, style, list(rows["cost"]), list(rows["kl"]), points=False))
+            found.append(Series(name, style, list(own["cost"]), list(own["kl"]), points=False))
     return found
 
 
@@ -111,8 +120,8 @@ def _note(row: dict[str, float]) -> str:
     return "\n".join(shown)
 
 
-def _pieces(context: Context) -> str:
-    lengths = dict.fromkeys(context.quality_length(n) for n in context.chosen)
+def _pieces(context: Context, chosen: Iterable[int]) -> str:
+    lengths = dict.fromkeys(context.quality_length(n) for n in chosen)
     return f"pieces of {formats.listing(map(formats.length, sorted(lengths)))} tokens"
 
 

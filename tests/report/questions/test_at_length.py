@@ -198,7 +198,14 @@ def test_the_picture_names_the_recommended_and_has_a_view_for_each_cost(context)
     sizes = states["bytes"] * states["variant"].map(spread).fillna(1.0)
     bench = two.records.bench[two.records.bench["phase"] != "decode"]
     wide = about(two, 1024, states=states.assign(bytes=sizes), bench=bench)
-    assert picture.picture(wide, {}).views[0].of == "against state"
+    assert picture.picture(wide, {1024: ""}).views[0].of == "against state"
+
+
+def test_without_a_cost_there_is_no_picture_and_a_choice_all_the_same(context):
+    free = about(context, 1024, bench=context.records.bench.iloc[:0], states=context.records.states.iloc[:0])
+    assert choose.answer(free).picture is None
+    unknown = about(context, 1024, states=context.records.states.iloc[:0])
+    assert choose.recommended(unknown, 1024) == "", "without states nothing is known to be within the budget"
 
 
 def test_quality_holds_to_where_it_was_planted(context):
