@@ -33,17 +33,22 @@ class Budget(NamedTuple):
 
 def budget(records: Records) -> Budget:
     """What trainings recorded, or else params.yaml's section `state`, or else SHARE at every length."""
-    known = records.runs.reindex(columns=["state_budget", "state_length"]).apply(pd.to_numeric).dropna()
-    if len(known):
-        return Budget(float(known["state_budget"].max()), int(known["state_length"].max()))
-    try:
-        content = YAML(typ="safe").load(records.settings)
-    except YAMLError:
-        content = None
-    section = content.get("state") if isinstance(content, dict) else None
-    asked = section if isinstance(section, dict) else {}
-    share, length = asked.get("share"), asked.get("length")
+    told = records.runs.reindex(columns=["state_budget", "state_length"]).apply(pd.to_numeric).max()
+    asked = _asked(records.settings)
+    share, length = told["state_budget"], told["state_length"]
+    share = asked.get("share") if pd.isna(share) else share
+    length = asked.get("length") if pd.isna(length) else length
     return Budget(float(share) if share else SHARE, int(length) if length else None)
+
+
+def _asked(settings: str) -> dict[str, Any]:
+    """The section `state` of params.yaml; empty where there is none."""
+    try:
+        content = YAML(typ="safe").load(settings)
+    except YAMLError:
+        return {}
+    section = content.get("state") if isinstance(content, dict) else None
+    return section if isinstance(section, dict) else {}
 
 
 def nearest(records: Records, wanted: int) -> int | None:

@@ -161,6 +161,8 @@ def test_the_share_that_the_training_recorded_decides_where_there_is_one(context
     groups = held.at(1024)["group"]
     assert (groups["based"], groups["hedgehog"], groups["nsa"]) == ("beyond", "within", "beyond")
     assert held.within == "at most 1/8 of softmax’s state"
+    free = about(context, 1024, runs=runs.assign(state_budget=None, state_length=2048))
+    assert free.within == "at most 1/8 of softmax’s state at 2048 tokens"
     told = about(context, 1024, runs=runs.assign(state_budget=0.25, state_length=4096))
     assert told.within == "at most 1/4 of softmax’s state at 4096 tokens"
     assert "; at 1024 tokens it takes 0.064× softmax’s state" in choose.answer(told).opening[0]
