@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from attnopt.report.data import extrapolation, summary
+from attnopt.report.data import at_length, extrapolation, summary
 from attnopt.report.data.read import Records
 from attnopt.report.params import ReportParams
 from attnopt.report.parts import formats
@@ -20,6 +20,9 @@ LEVELS = {"model": "whole model", "operation": "attention alone"}
 KL = "KL(teacher ‖ student), nats per token"
 ZERO = 1e-5
 """A KL under this is the teacher itself, and off every logarithmic axis."""
+COSTS = [f"{phase}_ms{part}" for phase in ("prefill", "decode") for part in ("", "_ratio", "_baseline")]
+COSTS += ["state", "state_ratio", "state_baseline"]
+"""Columns of a cost that are there at every length."""
 EXTRAPOLATED = "extrapolated_from"
 """The column of a download that says which measured lengths a cost was extrapolated from."""
 
@@ -31,8 +34,8 @@ class Context:
     Attributes:
         records: the run's tables.
         params: the section `report` of params.yaml.
-        quality: one row per variant, best first, as `summary.quality` has it.
-        measured: context lengths to choose a variant for, in tokens, rising.
+        quality: one row per variant on blocks as trained on, best first, as `summary.quality` has it.
+        measured: context lengths whose costs are shown, in tokens, rising.
         extrapolated: those besides that were asked for and not measured.
         looks: one style per variant.
     """
@@ -51,15 +54,79 @@ class Context:
             records=records,
             params=params,
             quality=summary.quality(records, params.split),
-            measured=summary.highlighted(records, params.lengths),
+            measured=_measured(records, params.lengths),
             extrapolated=extrapolation.lengths(records, params.lengths),
             looks=_looks(records),
         )
 
     @property
     def lengths(self) -> list[int]:
-        """Those to choose for, rising."""
-        return sorted([*self.measured, *self.extrapolated])
+        """Those that the page speaks of, rising: with costs, with quality, or with both."""
+        asked = self.params.lengths or [int(n) for n in self.records.lengths["length"].unique()]
+        known = [n for n in asked if at_length.nearest(self.records, n)]
+        return sorted({*self.measured, *self.extrapolated, *known})
+
+    @property
+    def chosen(self) -> list[int]:
+        """Of `lengths`, those to choose for: quality was measured within a factor of two."""
+        return [n for n in self.lengths if at_length.nearest(self.records, n)]
+
+    @property
+    def unmeasured(self) -> list[int]:
+        """The lengths shown or asked for that no quality speaks for, rising."""
+        return at_length.unmeasured(self.records, {*self.lengths, *self.params.lengths})
+
+    @property
+    def main(self) -> int | None:
+        """The length that the page opens with, the longest to choose for; None: quality at length was not measured."""
+        return max(self.chosen, default=None)
+
+    @cached_property
+    def budget(self) -> at_length.Budget:
+        """What a variant may hold to be compared with the others."""
+        return at_length.budget(self.records)
+
+    @cached_property
+    def _at(self) -> dict[int, pd.DataFrame]:
+        return {length: self._joined(length) for length in self.chosen}
+
+    def at(self, length: int) -> pd.DataFrame:
+        """At one of `chosen`, `at_length.quality` with the columns of `costs`; state and share are those there."""
+        return self._at[length]
+
+    def _joined(self, length: int) -> pd.DataFrame:
+        near = at_length.nearest(self.records, length)
+        assert near is not None, "ask for one of `chosen`"
+        table = at_length.quality(self.records, near)
+        costs = self.costs.get(length)
+        if costs is None:
+            costs = pd.DataFrame(columns=[*COSTS, "level"], dtype=float)
+        beside = costs.drop(columns="state").reindex(table.index)
+        there = costs["state"].astype(float).reindex(table.index)
+        shares = costs["state_ratio"].astype(float).reindex(table.index)
+        return table.assign(state=there.fillna(table["state"]), share=shares.fillna(table["share"])).join(beside)
+
+    def quality_length(self, length: int) -> int:
+        """The length that the quality at one of `chosen` was measured at."""
+        near = at_length.nearest(self.records, length)
+        assert near is not None, "ask for one of `chosen`"
+        return near
+
+    @property
+    def on_blocks(self) -> str:
+        return f"blocks of {self.records.corpus.block} tokens, as trained on"
+
+    @property
+    def within(self) -> str:
+        """The budget in words: at most 1/8 of softmax's state."""
+        at = f" at {formats.length(self.budget.length)} tokens" if self.budget.length else ""
+        return f"at most {formats.fraction(self.budget.share)} of softmax’s state{at}"
+
+    def groups(self, table: pd.DataFrame) -> list[str]:
+        """The heading of each row's group, from its column `group`."""
+        named = {at_length.WITHIN: self.within[0].upper() + self.within[1:]}
+        named |= {at_length.BEYOND: "More state than that", at_length.CONTROL: "Controls"}
+        return [named.get(group, "State not known") for group in table["group"]]
 
     @cached_property
     def costs(self) -> dict[int, pd.DataFrame]:
@@ -137,6 +204,8 @@ class Answer:
         sentences: the evidence.
         limits: what this run cannot say about it.
         figures, tables: what the sentences rest on.
+        opening, picture: of the first question alone, what the page opens with: `short`, sentence by sentence, and the
+            figure beside it.
     """
 
     slug: str
@@ -146,6 +215,8 @@ class Answer:
     limits: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    opening: list[str] = field(default_factory=list)
+    picture: Figure | None = None
 
 
 def absent(slug: str, question: str, why: str) -> Answer:
@@ -157,6 +228,15 @@ def off_scale(quality: pd.DataFrame) -> str:
     """Names what a logarithmic axis of KL cannot show."""
     zero = [str(v) for v in quality.index[quality["kl"] <= ZERO]]
     return f" {formats.listing(zero)} (KL under 0.00001) is off the scale." if zero else ""
+
+
+def _measured(records: Records, wanted: list[int]) -> list[int]:
+    """The lengths whose costs are shown: those wanted; or else the longest, and those at which quality was measured."""
+    found = summary.highlighted(records, wanted)
+    if wanted:
+        return found
+    benched = {n for level in summary.levels(records) for n in summary.measured_lengths(records, level)}
+    return sorted({*found, *(benched & {int(n) for n in records.lengths["length"]})})
 
 
 def _looks(records: Records) -> dict[str, Style]:

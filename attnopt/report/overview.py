@@ -13,7 +13,46 @@ from attnopt.report.parts.tables import Column, Table, column, variant_column
 from attnopt.report.published import STUDY
 
 
-def results(context: Context) -> Table:
+def summary(context: Context) -> list[Table]:
+    """Quality at the length that the page opens with, where there is one; then on blocks as trained on."""
+    blocks = on_blocks(context)
+    return [blocks] if context.main is None else [at_main_length(context, context.main), blocks]
+
+
+def at_main_length(context: Context, length: int) -> Table:
+    """A row per variant, grouped by its state: quality and cost at one length."""
+    near = context.quality_length(length)
+    frame = context.at(length).reset_index(names="variant")
+    frame = frame.assign(shown_group=context.groups(frame), length=length, quality_length=near)
+    gap = frame["copy_gap"].dropna()
+    at, cost = formats.length(near), formats.length(length)
+    columns = [
+        variant_column(context.name),
+        Column(f"KL at {at}", lambda r: formats.plus_minus(r["kl"], r["kl_se"])),
+        column("perplexity over the teacher’s", "ppl_ratio", formats.times),
+        column("the same in the last bin", "last_ratio", formats.times),
+        *([column(f"copying over {gap.iloc[0]:.0f}, over the teacher", "copy", formats.fixed)] if len(gap) else []),
+        Column("KL of recalled answers", lambda r: formats.plus_minus(r["recall"], r["recall_se"])),
+        column(f"state at {cost}", "state", formats.size),
+        column("over softmax’s", "share", formats.times),
+        column("decoding over softmax’s", "decode_ms_ratio", formats.times),
+        column("prefill over softmax’s", "prefill_ms_ratio", formats.times),
+    ]
+    return Table(
+        name="results",
+        title=f"Quality and cost at {cost} tokens",
+        columns=columns,
+        frame=frame,
+        command="dvc repro evaluate bench",
+        group="shown_group",
+        note=f"Quality on pieces of {at} tokens of the test split, means over seeds; ± is one standard error over "
+        "documents and seeds. KL in nats per token; of recalled answers, mean over sizes, then over tasks. Controls "
+        "are compared with, not ranked.",
+    )
+
+
+def on_blocks(context: Context) -> Table:
+    """Quality on blocks as trained on, with what the training cost; no cost at any length."""
     frame = context.quality.drop(columns=["unfitted", "fitted", "end"]).reset_index(names="variant")
     columns = [
         variant_column(context.name),
@@ -34,13 +73,13 @@ def results(context: Context) -> Table:
         column("time", "seconds", formats.duration),
     ]
     return Table(
-        name="results",
-        title="Quality and cost of training",
+        name="blocks",
+        title=f"Quality on blocks of {context.records.corpus.block} tokens, and cost of training",
         columns=columns,
         frame=pd.concat([_teacher_row(context), frame], ignore_index=True),
         command="dvc repro distill evaluate",
-        note=f"The {context.params.split} split, means over seeds; ± is one standard error over blocks "
-        f"and seeds; the t interval is over seeds alone, {_runs(context)}. "
+        note=f"The {context.params.split} split, {context.on_blocks}, means over seeds; ± is one standard error over "
+        f"blocks and seeds; the t interval is over seeds alone, {_runs(context)}. "
         "KL and JSD in nats per token. The teacher stands beside itself; controls are compared with, not ranked.",
     )
 
@@ -200,7 +239,10 @@ def study(context: Context) -> Table:
             column("its training loss", "loss", kind="wide"),
             column("its text", "text", kind="text"),
             Column("here", lambda r: r["variant"] or "not run", "text"),
-            Column("held-out KL", lambda r: formats.plus_minus(r["kl"], r["kl_se"])),
+            Column(
+                f"held-out KL, blocks of {context.records.corpus.block}",
+                lambda r: formats.plus_minus(r["kl"], r["kl_se"]),
+            ),
             column("samples' perplexity", "sample_ppl", formats.number),
             column("why they differ", "differs", kind="wide"),
         ],

@@ -14,7 +14,7 @@ from attnopt.core.files import write_json, written_aside
 from attnopt.core.paths import RESULTS
 from attnopt.report import overview, questions
 from attnopt.report.context import Answer, Context
-from attnopt.report.data import summary
+from attnopt.report.data import at_length, summary
 from attnopt.report.data.files import seeds_of
 from attnopt.report.data.read import read_records, record_warnings
 from attnopt.report.data.tables import SCORES, TEXTS
@@ -35,6 +35,7 @@ METRICS = {
     "ppl_token": "ppl_token",
     "trained": "trained_parameters",
 }
+AT_LENGTH = {"kl": "kl", "ppl_ratio": "ppl_ratio", "last_ratio": "ppl_ratio_last", "share": "state_share"}
 COSTS = ["decode_ms", "decode_ms_ratio", "prefill_ms", "prefill_ms_ratio", "state"]
 
 
@@ -44,7 +45,7 @@ class Report:
 
     context: Context
     answers: list[Answer]
-    results: Table
+    summary: list[Table]
     study: Table
     evidence: list[Table]
     warnings: list[str]
@@ -54,7 +55,7 @@ class Report:
         return cls(
             context=context,
             answers=questions.answers(context),
-            results=overview.results(context),
+            summary=overview.summary(context),
             study=overview.study(context),
             evidence=overview.everything(context),
             warnings=record_warnings(context.records),
@@ -62,12 +63,13 @@ class Report:
 
     @property
     def figures(self) -> list[Figure]:
-        return [figure for answer in self.answers for figure in answer.figures]
+        pictures = [answer.picture for answer in self.answers if answer.picture]
+        return pictures + [figure for answer in self.answers for figure in answer.figures]
 
     @property
     def tables(self) -> list[Table]:
         asked = [table for answer in self.answers for table in answer.tables]
-        return [self.results, *asked, self.study, *self.evidence]
+        return [*self.summary, *asked, self.study, *self.evidence]
 
 
 def write_report(
@@ -127,16 +129,33 @@ def downloads(report: Report) -> dict[str, str]:
 
 
 def metrics(context: Context) -> dict[str, dict[str, float]]:
-    """Variant -> numbers, for `dvc metrics show`: quality, what its samples score, and costs at the longest length
-    measured."""
+    """Variant -> numbers, for `dvc metrics show`: quality on blocks; quality at each length, named by it; what its
+    samples score; and costs at `cost_length`, the longest measured that quality speaks for, or else the longest."""
     scores = summary.coherence(context.records, context.params.split).groupby("variant")[["sample_ppl"]].mean()
     parts = [context.quality[list(METRICS)].rename(columns=METRICS), scores]
-    parts += [context.costs[length][COSTS] for length in context.measured[-1:]]
+    parts += [_at_length(context, length) for length in sorted(context.records.lengths["length"].unique())]
+    parts += [_costs(context, length) for length in _cost_length(context)]
     found: dict[str, dict[str, float]] = {v: {} for v in context.records.variants}
     for part in parts:
         for variant, row in part.iterrows():
             found[str(variant)] |= {str(key): value for key, value in plain(row.to_dict()).items() if value is not None}
     return {variant: values for variant, values in found.items() if values}
+
+
+def _cost_length(context: Context) -> list[int]:
+    """One of those measured, or none where there is none."""
+    return ([n for n in context.measured if n in context.chosen] or context.measured)[-1:]
+
+
+def _costs(context: Context, length: int) -> pd.DataFrame:
+    return context.costs[length][COSTS].assign(cost_length=length)
+
+
+def _at_length(context: Context, length: int) -> pd.DataFrame:
+    """kl_1024, ppl_ratio_last_1024 and so on; the retention of copying at the longest length alone."""
+    table = at_length.quality(context.records, length)
+    named = table[list(AT_LENGTH)].rename(columns={key: f"{name}_{length}" for key, name in AT_LENGTH.items()})
+    return named.assign(copy_retention=table["copy"], recall_kl=table["recall"])
 
 
 def html(report: Report) -> str:

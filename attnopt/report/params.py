@@ -14,9 +14,10 @@ class ReportParams(Section):
     split: Literal["test", "valid"] = "test"
     """The split that quality is read from."""
     lengths: list[Positive] = Field(default=[])
-    """Context lengths, in tokens, to choose a variant for; empty: the longest measured.
+    """Context lengths, in tokens, to choose a variant for; empty: those of `evaluate.lengths`.
 
-    One that is up to 8 times the longest measured is extrapolated, and called that."""
+    A variant is recommended for a length only where quality was measured within a factor of two of it. Costs at up to
+    8 times the longest length benched are extrapolated, and called that."""
     memory_gib: Annotated[float, Field(gt=0)] = 16.0
     """The memory, in GiB, for which the page says how many sequences decode side by side in it."""
     resamples: Annotated[int, Field(ge=100)] = 2000

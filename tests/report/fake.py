@@ -15,7 +15,7 @@ from attnopt.records.evaluate import CheckpointQuality, EvaluateRecord, Quality
 from attnopt.records.sample import CheckpointSamples, SampleRecord, SampleRow
 from attnopt.records.teacher import StoredSplit, TeacherManifest, TeacherShape
 
-from . import probed
+from . import probed, stretched
 
 # (kind, final KL, unfitted KL, state growth, ms per token at 128, more per token of context, trained parameters)
 VARIANTS: dict[str, tuple[str, float, float, str, float, float, int]] = {
@@ -24,6 +24,7 @@ VARIANTS: dict[str, tuple[str, float, float, str, float, float, int]] = {
     "random_start": ("softmax", 0.35, 3.1, "linear", 3.0, 0.0008, 590_000),
     "none": ("none", 2.9, 3.4, "constant", 1.9, 0.0, 0),
     "window": ("window", 0.31, 0.9, "window", 3.1, 0.0, 590_000),
+    "window_untrained": ("window", 0.9, 0.9, "window", 3.1, 0.0, 0),
     "masks": ("masks", 0.42, 1.9, "window", 3.0, 0.0, 590_048),
     "performer": ("performer", 0.66, 2.6, "constant", 3.4, 0.0, 590_000),
     "performer_256": ("performer", 0.44, 2.4, "constant", 4.1, 0.0, 590_000),
@@ -92,11 +93,13 @@ def _run(root: Path, name: str, seed: int) -> None:
     written = [_kept_samples(rng, name, step, kl * more) for step, more in kept]
     settings = {"temperature": 0.7, "top_k": 50, "new_tokens": 64}
     _write(
-        EvaluateRecord(**about, splits=splits, checkpoints=evaluated, **probes),
+        EvaluateRecord(**about, splits=splits, checkpoints=evaluated, **probes, **stretched.at_length(name, kind, kl)),
         root / "results/evaluate" / name / str(seed) / "record.json",
     )
     _write(
-        SampleRecord(**about, settings=settings, samples=samples, checkpoints=written),
+        SampleRecord(
+            **about, settings=settings, samples=samples, checkpoints=written, recall=stretched.written(name, kind)
+        ),
         root / "results/sample" / name / str(seed) / "record.json",
     )
 
@@ -227,11 +230,11 @@ def _kept_samples(rng: np.random.Generator, name: str, step: int, kl: float) -> 
 
 
 def _bench(name: str) -> BenchRecord:
-    kind, _, _, growth, at_128, per_token, _ = VARIANTS[name]
+    kind, _, _, _, at_128, per_token, _ = VARIANTS[name]
     rng = np.random.default_rng(list(name.encode()))
     rows = []
     for level, length in [(level, length) for level, lengths in LENGTHS.items() for length in lengths]:
-        state = {"constant": 270_000, "window": 140_000, "linear": 2048 * length}[growth]
+        state = state_bytes(name, length)
         costs = {"variant": (at_128 + per_token * length, 0.09 * length * at_128 / 3, state)}
         costs["softmax"] = (3.0 + 0.0008 * length, 0.08 * length + 4e-5 * length**2, 4096 * length)
         for subject, (decode, prefill, size) in costs.items():
@@ -259,6 +262,13 @@ def _further(rng: np.random.Generator) -> list[Measurement]:
         rows.append(_measurement("model", subject, "train", 128, samples, 0, memory_agrees=True))
         rows.append(_measurement("model", subject, "decode", 128, samples, 4096, memory_agrees=True, batch=8))
     return rows
+
+
+def state_bytes(name: str, length: int) -> int:
+    """The planted state of a sequence; softmax's is 4096 bytes a token."""
+    kind, _, _, growth, *_ = VARIANTS[name]
+    per_token = 4096 if kind == "softmax" else 2048
+    return 0 if kind == "none" else {"constant": 270_000, "window": 264_000, "linear": per_token * length}[growth]
 
 
 def peak_mib(size: int, length: int) -> float:

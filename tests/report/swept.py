@@ -17,5 +17,6 @@ def write(root: Path, features: int, kl: float) -> Path:
     record = EvaluateRecord.read(path)
     planted = {"kl_forward": kl, "kl_forward_se": 0.02, "ppl_ratio": math.exp(kl)}
     splits = {name: split.model_copy(update=planted) for name, split in record.splits.items()}
-    record.model_copy(update={"splits": splits}).write(path)
+    lengths = [at.model_copy(update=planted) for at in record.lengths]
+    record.model_copy(update={"splits": splits, "lengths": lengths}).write(path)
     return root

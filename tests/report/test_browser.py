@@ -81,7 +81,7 @@ def test_titles_of_lengths_that_were_not_measured_fit_a_narrow_window(browser, p
     page.goto((tmp_path / "index.html").as_uri())
     page.wait_for_selector("[data-drawn]")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, "the page scrolls sideways"
-    title = page.get_by_text("Choose at 32k tokens, attention alone, extrapolated from").first.bounding_box()
+    title = page.get_by_text("Cost at 32k tokens, attention alone, extrapolated from").first.bounding_box()
     assert title["x"] >= 0
     assert title["x"] + title["width"] <= 390
     page.close()
@@ -151,8 +151,35 @@ def test_a_legend_hides_and_isolates_and_an_axis_changes(visit, faults):
     labels = chart.locator(".panels svg text").all_inner_texts()
     chart.locator(".axis.y").click()
     assert chart.locator(".panels svg text").all_inner_texts() != labels
-    chart.locator("select").select_option("1")
+    chart.locator("select").select_option("attention alone")
     assert "16k" in chart.locator(".panels svg").first.text_content()
+    assert faults == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_first_screen_is_a_picture_and_three_sentences(visit, faults, scheme):
+    page = visit(scheme=scheme)
+    page.set_viewport_size({"width": 1280, "height": 800})
+    opening = page.locator(".opening")
+    assert opening.locator("p.lead, .rest p").count() == 3
+    for part in (opening.locator("p.lead"), opening.locator(".rest p").last, opening.locator(".panels svg")):
+        box = part.bounding_box()
+        assert box["y"] + box["height"] <= 800, "it is on the first screen"
+    assert "choose based" in opening.locator(".panels svg .name").all_text_contents()
+    assert faults == []
+
+
+def test_a_switch_changes_the_cost_and_another_the_test(visit, faults):
+    page = visit()
+    for name, chosen in (("pareto", "against prefill time"), ("recall_state", "a gap of 16 tokens")):
+        chart = page.locator(f"[data-chart={name}]")
+        before = chart.locator(".panels").inner_html()
+        chart.locator("select[name=of]").select_option(chosen)
+        assert chart.locator(".panels").inner_html() != before
+        assert chart.locator("select[name=of]").input_value() == chosen
+    chart = page.locator("[data-chart=recall_state]")
+    chart.locator("select[name=label]").select_option("phone book")
+    assert chart.locator(".panels svg").count() == 1, "this teacher cannot: no retention"
     assert faults == []
 
 
@@ -163,7 +190,7 @@ def test_values_show_under_the_pointer_and_by_keyboard(visit, faults):
     assert page.locator("#tip").is_hidden()
     panel.focus()
     page.keyboard.press("ArrowRight")
-    assert page.locator("#tip").inner_text().startswith("nsa")
+    assert page.locator("#tip").inner_text().startswith("based")
     page.keyboard.press("Escape")
     assert page.locator("#tip").is_hidden()
     point = panel.locator(".series[data-name=routing] path").last.bounding_box()

@@ -6,7 +6,7 @@ from .test_questions import asked, replaced, scaled
 
 
 def test_the_teacher_stands_beside_itself(context):
-    table = overview.results(context)
+    table = overview.on_blocks(context)
     row = dict(zip(table.headings, table.rows()[0], strict=True))
     assert (row["variant"], row["role"]) == ("the teacher", "teacher")
     assert (row["KL forward"], row["top-1 agrees"], row["per token"]) == ("0", "100.0\u00a0%", "88.0")

@@ -69,7 +69,8 @@ def test_every_table_and_figure_has_its_numbers_and_its_command(index, project):
     assert all(made in part for part in parts), "before the next of them begins"
     named = re.findall(rf'<a download="([^"]+)\.csv" [^>]*>(?:(?!</a>).)*</a> {made}', index)
     assert set(named) == set(files)
-    assert len(pd.read_csv(io.StringIO(files["results"]))) == len(fake.VARIANTS) + 1, "and the teacher"
+    assert len(pd.read_csv(io.StringIO(files["results"]))) == len(fake.VARIANTS)
+    assert len(pd.read_csv(io.StringIO(files["blocks"]))) == len(fake.VARIANTS) + 1, "and the teacher"
 
 
 def test_generated_text_cannot_become_markup(index):
@@ -180,6 +181,7 @@ def test_metrics_are_numbers_by_variant(project):
     assert set(metrics) == set(fake.VARIANTS)
     assert all(isinstance(value, float | int) for row in metrics.values() for value in row.values())
     assert {"kl", "kl_se", "ppl_ratio", "top1", "sample_ppl", "decode_ms_ratio"} <= set(metrics["nsa"])
+    assert {"kl_1024", "ppl_ratio_last_1024", "copy_retention"} <= set(metrics["nsa"])
 
 
 @pytest.mark.slow
@@ -233,3 +235,15 @@ def test_no_model_library_is_loaded_by_the_stage(tmp_path):
     assert ended.stderr.strip().splitlines()[-1] == "set()", ended.stderr
     found = {path.name for path in (tmp_path / "reports").iterdir()}
     assert {"index.html", "report.md", "metrics.json", "data", "figures", "training", "compare.html"} <= found
+
+
+def test_names_of_variants_cannot_become_markup(tmp_path):
+    """In the first screen, headings of groups and the figures' selectors too."""
+    chosen = fake.write(tmp_path, ["softmax", "based", "window"], [0])
+    nasty = "<i onclick=x()>"
+    for stage in ("distill", "evaluate", "sample", "bench"):
+        (tmp_path / "results" / stage / "based").rename(tmp_path / "results" / stage / nasty)
+    page.write_report(tmp_path, {nasty if v == "based" else v: k for v, k in chosen.items()}, QUICK, tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text(encoding="utf-8")
+    assert "choose <strong>&lt;i onclick=x()&gt;</strong>" in text
+    assert nasty not in text

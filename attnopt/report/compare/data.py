@@ -1,6 +1,7 @@
 """Several runs side by side: what differs in their params.yaml, and what became of every variant."""
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,8 @@ import pandas as pd
 
 from attnopt.report.compare import runs
 from attnopt.report.compare.runs import Run
-from attnopt.report.data import summary
+from attnopt.report.context import Context
+from attnopt.report.data import at_length, summary
 from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Style
 from attnopt.statistics import STANDARD_ERRORS, Estimate
@@ -51,17 +53,39 @@ class Comparison:
         return next((k for k in only if all(type(v) in (int, float) for v in self.differing[k])), None)
 
     @cached_property
+    def quality_length(self) -> int | None:
+        """The longest length that quality was measured at in every run; None: it is that of blocks as trained on."""
+        return max(_shared(set(run.context.records.lengths["length"]) for run in self.runs), default=None)
+
+    @cached_property
     def length(self) -> int | None:
-        """The context length that costs are compared at: the longest measured that every run would show."""
-        shared = set.intersection(*(set(run.context.measured) for run in self.runs))
-        return max(shared, default=None)
+        """The context length of the costs, measured in every run: the nearest to the quality's, or else the longest."""
+        shared = _shared(_costed(run.context) for run in self.runs)
+        quality = self.quality_length
+        near = sorted(n for n in shared if _near(n, quality))
+        if quality is not None and near:
+            return min(near, key=lambda n: max(n, quality) / min(n, quality))
+        return max(_shared(set(run.context.measured) for run in self.runs), default=None)
+
+    @property
+    def beside(self) -> bool:
+        """Whether costs may stand beside quality: both are of about one length."""
+        return self.length is not None and _near(self.length, self.quality_length)
+
+    @property
+    def on(self) -> str:
+        """What quality is of."""
+        if self.quality_length is not None:
+            return f"pieces of {formats.length(self.quality_length)} tokens"
+        blocks = dict.fromkeys(run.context.records.corpus.block for run in self.runs)
+        return f"blocks of {formats.listing(blocks)} tokens"
 
     @cached_property
     def frame(self) -> pd.DataFrame:
         """A row per variant and run: those that moved first, then as the runs have them."""
         parts = []
         for i, run in enumerate(self.runs):
-            part = run.context.quality.reindex(columns=["kl", "kl_se", "ppl_ratio", "role"])
+            part = self._quality(run.context).reindex(columns=["kl", "kl_se", "ppl_ratio"])
             if self.length is not None:
                 part = part.join(summary.cost_at(run.context.records, self.length), how="outer")
             part = part.reindex(columns=[*part.columns, *(c for c in COSTS if c not in part)])
@@ -75,6 +99,11 @@ class Comparison:
             still=~table["variant"].isin(_moved(table, len(self.runs))), place=table["variant"].map(order)
         )
         return table.sort_values(["still", "place", "run"]).drop(columns="place").reset_index(drop=True)
+
+    def _quality(self, context: Context) -> pd.DataFrame:
+        if self.quality_length is None:
+            return context.quality
+        return at_length.quality(context.records, self.quality_length)
 
     @property
     def moved(self) -> list[str]:
@@ -102,7 +131,9 @@ class Comparison:
         best = ranked.loc[ranked["kl"].idxmin()]
         alike = ranked[(ranked["variant"] == best["variant"]) & (ranked["kl"] == best["kl"])]
         where = "the same in every run" if len(alike) == len(self.runs) > 1 else f"with {best['label']}"
-        return f"{start} The lowest KL of a candidate is **{best['variant']}**’s {kl_words(best)}, {where}."
+        return (
+            f"{start} On {self.on} the lowest KL of a candidate is **{best['variant']}**’s {kl_words(best)}, {where}."
+        )
 
     @property
     def sentences(self) -> list[str]:
@@ -135,12 +166,30 @@ class Comparison:
             )
         if self.length is None:
             found.append("No context length was measured in every run, so costs are not compared.")
+        elif not self.beside:
+            found.append(
+                f"Quality is on {self.on}, costs are at {formats.length(self.length)}: neither speaks for the other."
+            )
         return found
 
     def numbers(self, rows: pd.DataFrame) -> pd.DataFrame:
         """As the download has it: the settings that differ beside the numbers."""
         settings = {key: [shown(values[i]) for i in rows["run"]] for key, values in self.differing.items()}
         return rows.assign(**settings, source=[self.runs[i].source for i in rows["run"]]).drop(columns=["run", "still"])
+
+
+def _shared(lengths: Iterable[set[int]]) -> set[int]:
+    return set.intersection(*lengths)
+
+
+def _costed(context: Context) -> set[int]:
+    """Lengths whose costs were measured at any level."""
+    records = context.records
+    return {n for level in summary.levels(records) for n in summary.measured_lengths(records, level)}
+
+
+def _near(length: int, other: int | None) -> bool:
+    return other is not None and max(length, other) <= at_length.NEAR * min(length, other)
 
 
 def _moved(table: pd.DataFrame, runs: int) -> list[str]:

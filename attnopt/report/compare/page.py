@@ -92,33 +92,49 @@ def _series(comparison: Comparison, rows: pd.DataFrame, measure: str) -> Series:
 def _names(comparison: Comparison) -> dict[str, str]:
     at = f" at {formats.length(comparison.length)} tokens" if comparison.length else ""
     return {
-        "kl": KL,
-        "ppl_ratio": "perplexity over the teacher’s",
+        "kl": f"{KL}, on {comparison.on}",
+        "ppl_ratio": f"perplexity over the teacher’s, on {comparison.on}",
         "decode_ms": f"decoding{at}, ms per token",
         "state": f"state{at}, bytes per sequence",
     }
 
 
-def _results(comparison: Comparison) -> Table:
+def _results(comparison: Comparison) -> list[Table]:
+    """Quality and costs of every variant and run; apart where they are not of one length."""
     at = f" at {formats.length(comparison.length)}" if comparison.length else ""
     leaks = set().union(*(run.context.records.leaks for run in comparison.runs))
-    return Table(
-        name="compare_results",
-        title="Variants by run",
-        columns=[
-            variant_column(lambda variant: f"{variant} (leaks)" if variant in leaks else variant),
-            column("run", "label", kind="text"),
-            Column("KL", kl_words),
-            column("perplexity over teacher's", "ppl_ratio", formats.times),
-            column(f"decode{at}, ms", "decode_ms", formats.number),
-            column(f"prefill{at}, ms", "prefill_ms", formats.number),
-            column(f"state{at}", "state", formats.size),
-        ],
-        frame=comparison.numbers(comparison.frame),
-        command=comparison.command,
-        note=f"The {comparison.runs[0].context.params.split} split, KL in nats per token, ± one standard error. "
-        f"{_where(comparison)}",
+    who = [
+        variant_column(lambda variant: f"{variant} (leaks)" if variant in leaks else variant),
+        column("run", "label", kind="text"),
+    ]
+    quality = [Column("KL", kl_words), column("perplexity over teacher's", "ppl_ratio", formats.times)]
+    costs = [
+        column(f"decode{at}, ms", "decode_ms", formats.number),
+        column(f"prefill{at}, ms", "prefill_ms", formats.number),
+        column(f"state{at}", "state", formats.size),
+    ]
+    measured = (
+        f"Quality on {comparison.on}, the {_split(comparison)} split, KL in nats per token, ± one standard error."
     )
+    parts = {"results": ("Variants by run", quality, measured), "costs": (f"Costs{at}", costs, _where(comparison))}
+    if comparison.beside:
+        parts = {"results": ("Variants by run", [*quality, *costs], f"{measured} {_where(comparison)}")}
+    return [
+        Table(
+            name=f"compare_{name}",
+            title=title,
+            columns=[*who, *columns],
+            frame=comparison.numbers(comparison.frame),
+            command=comparison.command,
+            note=note,
+        )
+        for name, (title, columns, note) in parts.items()
+        if name == "results" or comparison.length is not None
+    ]
+
+
+def _split(comparison: Comparison) -> str:
+    return "test" if comparison.quality_length else comparison.runs[0].context.params.split
 
 
 def _settings(comparison: Comparison) -> Table:
@@ -143,7 +159,7 @@ def _where(comparison: Comparison) -> str:
 
 def downloads(comparison: Comparison) -> dict[str, str]:
     """Every table and figure's numbers as CSV."""
-    files = {table.name: csv(table.frame) for table in (_results(comparison), _settings(comparison))}
+    files = {table.name: csv(table.frame) for table in (*_results(comparison), _settings(comparison))}
     return files | {f"figure_{figure.name}": csv(figure.frame) for figure in figures(comparison)}
 
 

@@ -36,6 +36,9 @@ class Records:
         history, coefficients: a row per log point.
         quality: a row per run and split. positions: KL by position, likewise. classes: a row per class of tokens.
         checkpoints: as quality, a row per step besides, of the students that a training kept on its way.
+        lengths: quality at length, a row per run and length. bins, gaps: likewise, by position and by distance to the
+            last occurrence of the predicted pair. states: bytes of the decoding state.
+        recall: a row per run, task and size. generated: likewise, of answers that the student wrote.
         layers, branches, pruned, features: a row per diagnostic of a student.
         samples: a row per generated text. checkpoint_samples: likewise, of the checkpoints, with their step.
         sampling: the settings that the texts were written with.
@@ -57,12 +60,18 @@ class Records:
     checkpoints: pd.DataFrame
     positions: pd.DataFrame
     classes: pd.DataFrame
+    lengths: pd.DataFrame
+    bins: pd.DataFrame
+    gaps: pd.DataFrame
+    states: pd.DataFrame
+    recall: pd.DataFrame
     layers: pd.DataFrame
     branches: pd.DataFrame
     pruned: pd.DataFrame
     features: pd.DataFrame
     samples: pd.DataFrame
     checkpoint_samples: pd.DataFrame
+    generated: pd.DataFrame
     sampling: dict[str, Any]
     bench: pd.DataFrame
     capacity: pd.DataFrame
@@ -117,12 +126,18 @@ def read_records(
         checkpoints=tables.checkpoints(evaluated),
         positions=tables.positions(evaluated),
         classes=tables.classes(evaluated),
+        lengths=tables.lengths(evaluated),
+        bins=tables.bins(evaluated),
+        gaps=tables.gaps(evaluated),
+        states=tables.states(evaluated),
+        recall=tables.recall(evaluated),
         layers=tables.layers(evaluated),
         branches=tables.branches(evaluated),
         pruned=tables.pruned(evaluated),
         features=tables.features(evaluated),
         samples=tables.samples(written),
         checkpoint_samples=tables.checkpoint_samples(written),
+        generated=tables.generated(written),
         sampling=written[-1].record.settings if written else {},
         bench=tables.bench(benched),
         capacity=tables.capacity(benched, (params or ReportParams()).memory_gib),

@@ -14,8 +14,20 @@ import pandas as pd
 from attnopt.records.base import Row
 from attnopt.records.bench import BenchRecord, Measurement
 from attnopt.records.distill import Budget, CoefficientRow, DistillRecord, HistoryRow, PhaseRow
-from attnopt.records.evaluate import BranchRow, ClassRow, EvaluateRecord, FeatureRow, LayerRow, PrunedRow, Quality
-from attnopt.records.sample import SampleRecord, SampleRow
+from attnopt.records.evaluate import (
+    BranchRow,
+    ClassRow,
+    EvaluateRecord,
+    FeatureRow,
+    GapRow,
+    LayerRow,
+    LengthQuality,
+    PositionBin,
+    PrunedRow,
+    Quality,
+    RecallRow,
+)
+from attnopt.records.sample import GeneratedRecall, SampleRecord, SampleRow
 from attnopt.report.data.capacity import Capacity, capacities
 from attnopt.report.data.files import Found, Training
 
@@ -90,6 +102,35 @@ def classes(found: Sequence[Found[EvaluateRecord]]) -> pd.DataFrame:
     return _table(rows, WHO | {"split": str} | _types(ClassRow)).rename(columns={"label": "class"})
 
 
+def lengths(found: Sequence[Found[EvaluateRecord]]) -> pd.DataFrame:
+    """Quality at length: a row per run and length."""
+    rows = [row.model_dump(exclude={"positions", "gaps"}) | one.who for one in found for row in one.record.lengths]
+    return _table(rows, {k: v for k, v in _types(LengthQuality).items() if k not in ("positions", "gaps")} | WHO)
+
+
+def bins(found: Sequence[Found[EvaluateRecord]]) -> pd.DataFrame:
+    """The same by position: a row per bin."""
+    return _within_lengths(found, "positions", PositionBin)
+
+
+def gaps(found: Sequence[Found[EvaluateRecord]]) -> pd.DataFrame:
+    """The same by distance to the last occurrence of the predicted pair: a row per bin."""
+    return _within_lengths(found, "gaps", GapRow)
+
+
+def recall(found: Sequence[Found[EvaluateRecord]]) -> pd.DataFrame:
+    """A row per run, task and size."""
+    return _rows(RecallRow, ((row, one.who) for one in found for row in one.record.recall))
+
+
+def states(found: Sequence[Found[EvaluateRecord]]) -> pd.DataFrame:
+    """Bytes of the decoding state of one sequence: a row per run and length."""
+    rows = [
+        {"length": length, "bytes": size} | one.who for one in found for length, size in one.record.state_bytes.items()
+    ]
+    return _table(rows, {"length": int, "bytes": int} | WHO)
+
+
 def layers(found: Sequence[Found[EvaluateRecord]]) -> pd.DataFrame:
     return _rows(LayerRow, ((row, one.who) for one in found for row in one.record.layers))
 
@@ -123,6 +164,11 @@ def checkpoint_samples(found: Sequence[Found[SampleRecord]]) -> pd.DataFrame:
     return _table(rows, _types(SampleRow) | WHO | {"step": int})
 
 
+def generated(found: Sequence[Found[SampleRecord]]) -> pd.DataFrame:
+    """Tests of recall whose answers the student wrote: a row per run, task and size."""
+    return _rows(GeneratedRecall, ((row, one.who) for one in found for row in one.record.recall))
+
+
 def bench(found: Sequence[Found[BenchRecord]]) -> pd.DataFrame:
     """A row per measurement."""
     rows = [measurement.model_dump() | one.who for one in found for measurement in one.record.measurements]
@@ -142,6 +188,16 @@ def environments(found: Iterable[Found[Any]]) -> pd.DataFrame:
         for one in found
     ]
     return pd.DataFrame(rows)
+
+
+def _within_lengths(found: Sequence[Found[EvaluateRecord]], part: str, kind: type[Row]) -> pd.DataFrame:
+    rows = [
+        {"length": at.length} | row.model_dump() | one.who
+        for one in found
+        for at in one.record.lengths
+        for row in getattr(at, part)
+    ]
+    return _table(rows, {"length": int} | _types(kind) | WHO)
 
 
 def _measured(found: Iterable[tuple[dict[str, Quality], dict[str, Any]]], who: Types) -> pd.DataFrame:

@@ -99,10 +99,15 @@ class Panel:
 
 @dataclass
 class View:
-    """One choice of a figure's selector; a figure with one view has no selector."""
+    """One choice of a figure's selectors; a figure with one view has none.
+
+    Attributes:
+        label: in the first selector. of: in a second one, where a figure has such.
+    """
 
     label: str
     panels: list[Panel]
+    of: str = ""
 
 
 @dataclass(kw_only=True)
@@ -118,6 +123,7 @@ class Figure:
         command: what makes the records that it is drawn from.
         columns: panels side by side at most.
         height: of a panel, in pixels of the page.
+        legend: above the panels, or below them.
     """
 
     name: str
@@ -129,10 +135,11 @@ class Figure:
     command: str
     columns: int = 3
     height: int = 260
+    legend: Literal["above", "below"] = "above"
 
     def spec(self) -> dict[str, Any]:
         """What the page's script needs, as JSON has it."""
-        keys = ("name", "columns", "height", "alt")
+        keys = ("name", "columns", "height", "alt", "legend")
         return plain({key: getattr(self, key) for key in keys} | {"views": [asdict(view) for view in self.views]})
 
 

@@ -81,6 +81,12 @@ def times(x: float | None) -> str:
     return f"{x:.5f}×" if 0 < x < 1e-3 else f"{number(x, 3 if x >= 1 else 2)}×"
 
 
+def fraction(x: float) -> str:
+    """A share as a fraction where it is one: 1/8, or else 0.30."""
+    parts = round(1 / x) if x > 0 else 0
+    return f"1/{parts}" if parts > 1 and abs(parts * x - 1) < 1e-6 else number(x, 2)
+
+
 def size(count: float | None) -> str:
     """Bytes in binary units."""
     if count is None or missing(count):

@@ -47,6 +47,7 @@ class Table:
         frame: a row each, as the download has it; its column `variant`, where it has one, says whom a row is about.
         command: what makes the records behind it.
         note: what stands below it; **...** is bold.
+        group: the column of `frame` whose text stands above the rows that share it; empty: none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Table:
     frame: pd.DataFrame
     command: str
     note: str = ""
+    group: str = ""
 
     @property
     def headings(self) -> list[str]:
@@ -63,6 +65,11 @@ class Table:
     def rows(self) -> list[list[str]]:
         """The cells, row by row."""
         return [[column.cell(row) for column in self.columns] for row in self.frame.to_dict("records")]
+
+    def groups(self) -> list[str]:
+        """What stands above each row: the group's name at its first row, nothing at the others."""
+        names = [str(name) for name in self.frame[self.group]] if self.group else [""] * len(self.frame)
+        return [name if i == 0 or name != names[i - 1] else "" for i, name in enumerate(names)]
 
     def variants(self) -> list[str | None]:
         """The variant that each row is about, for its colour."""

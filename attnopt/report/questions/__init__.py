@@ -8,13 +8,35 @@ from attnopt.report.questions import (
     coherence,
     crossovers,
     features,
+    length,
     others,
     phases,
     positions,
+    recall,
     simplest,
 )
 
+ASKED = (
+    choose,
+    length,
+    recall,
+    coherence,
+    simplest,
+    features,
+    branches,
+    coefficients,
+    crossovers,
+    phases,
+    positions,
+    others,
+)
+ON_BLOCKS = (coherence, features, branches, coefficients, phases, positions, others)
+"""Those whose KL is of blocks as trained on, which says nothing of longer texts."""
+
 
 def answers(context: Context) -> list[Answer]:
-    asked = (choose, coherence, simplest, features, branches, coefficients, crossovers, phases, positions, others)
-    return [question.answer(context) for question in asked]
+    found = [question.answer(context) for question in ASKED]
+    for question, answer in zip(ASKED, found, strict=True):
+        if question in ON_BLOCKS and not answer.short.startswith("Not from this run"):
+            answer.limits.append(f"KL here is on {context.on_blocks}: it says nothing of longer texts.")
+    return found

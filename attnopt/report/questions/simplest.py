@@ -1,8 +1,11 @@
 """Is the simplest variant, the study's masks or else a plain window, the best at equal budget?"""
 
+from dataclasses import dataclass
+
 import pandas as pd
 
 from attnopt.report.context import KL, ZERO, Answer, Context, absent, off_scale
+from attnopt.report.data import at_length
 from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Panel, Series, Style, one_view, row_height, thinned
 from attnopt.statistics import STANDARD_ERRORS, Estimate
@@ -10,55 +13,95 @@ from attnopt.statistics import STANDARD_ERRORS, Estimate
 SLUG, QUESTION = "simplest", "Is the simplest variant really the best at equal budget?"
 
 
+@dataclass
+class Field:
+    """Those that are compared, and on what.
+
+    Attributes:
+        every: a row per variant, kl and kl_se, controls too. ranked: those that compete, best KL first.
+        runs: kl_forward of each. where: what the KL is of. simple: the simplest of those that compete.
+    """
+
+    every: pd.DataFrame
+    ranked: pd.DataFrame
+    runs: pd.DataFrame
+    where: str
+    simple: str | None
+
+    def kl(self, variant: str) -> Estimate:
+        row = self.every.loc[variant]
+        return Estimate(float(row["kl"]), float(row["kl_se"]))
+
+
 def answer(context: Context) -> Answer:
-    found = Answer(slug=SLUG, question=QUESTION, short=_short(context))
-    if len(context.quality):
-        found.sentences = _gaps(context) + _controls(context) + _softmax_controls(context)
-        found.limits = _budgets(context)
-        found.figures.append(_dots(context))
+    field = _field(context)
+    found = Answer(slug=SLUG, question=QUESTION, short=_short(field))
+    if len(field.every):
+        found.sentences = _gaps(field) + _controls(field) + _softmax_controls(context)
+        found.limits = [f"KL here is on {field.where}.", *_budgets(context, field)]
+        found.figures.append(_dots(context, field))
     if len(context.records.history):
         found.figures.append(_curves(context))
     return found
 
 
-def _simplest(context: Context) -> str | None:
-    kinds = context.ranked["kind"]
+def _field(context: Context) -> Field:
+    """At the length that the page opens with, those of the simplest one's group of state; on blocks where there is no
+    quality at length."""
+    if context.main is None:
+        ranked, where = context.ranked, context.on_blocks
+        return Field(context.quality, ranked, context.evaluated, where, _simplest(ranked))
+    every, near = context.at(context.main), context.quality_length(context.main)
+    candidates = every[every["role"] == "candidate"].sort_values("kl", kind="stable")
+    simple = _simplest(candidates)
+    groups = {at_length.WITHIN: context.within, at_length.BEYOND: "more state than the budget"}
+    group = str(every.loc[simple, "group"]) if simple else at_length.WITHIN
+    runs = context.records.lengths[context.records.lengths["length"] == near]
+    where = f"pieces of {formats.length(near)} tokens, of variants with {groups[group]}"
+    return Field(every, candidates[candidates["group"] == group], runs, where, simple)
+
+
+def _simplest(ranked: pd.DataFrame) -> str | None:
+    """Of masks, or else of trained windows."""
+    kinds = ranked["kind"]
     return next((str(v) for kind in ("masks", "window") for v in kinds.index[kinds == kind]), None)
 
 
-def _short(context: Context) -> str:
-    ranked, simple = list(map(str, context.ranked.index)), _simplest(context)
+def _short(field: Field) -> str:
+    ranked, simple = list(map(str, field.ranked.index)), field.simple
     if simple is None or len(ranked) < 2:
         return absent(SLUG, QUESTION, "it takes a masks or window variant and another to compare with").short
-    kl, best = formats.estimate(context.kl(simple)), ranked[0]
+    kl, best = formats.estimate(field.kl(simple)), ranked[0]
+    on = f"on {field.where}"
     if best == simple:
-        return f"{_verdict(context, ranked[1], simple, 'Yes')}: **{simple}** has the lowest KL of {len(ranked)} ({kl})."
-    lowest = f"**{best}** is lowest ({formats.estimate(context.kl(best))})"
+        verdict = _verdict(field, ranked[1], simple, "Yes")
+        return f"{verdict}: **{simple}** has the lowest KL of {len(ranked)} ({kl}), {on}."
+    lowest = f"**{best}** is lowest ({formats.estimate(field.kl(best))})"
     place = ranked.index(simple) + 1
-    verdict = _verdict(context, simple, best, "No")
-    return f"{verdict}: **{simple}** is number {place} of {len(ranked)} (KL {kl}); {lowest}."
+    verdict = _verdict(field, simple, best, "No")
+    return f"{verdict}: **{simple}** is number {place} of {len(ranked)} (KL {kl}), {lowest}, {on}."
 
 
-def _verdict(context: Context, worse: str, better: str, word: str) -> str:
-    return word if context.kl(worse).clearly_above(context.kl(better)) else "Not decided"
+def _verdict(field: Field, worse: str, better: str, word: str) -> str:
+    return word if field.kl(worse).clearly_above(field.kl(better)) else "Not decided"
 
 
-def _gaps(context: Context) -> list[str]:
+def _gaps(field: Field) -> list[str]:
     """How far the simplest, or else the second, lies above the best."""
-    ranked, simple = list(map(str, context.ranked.index)), _simplest(context)
+    ranked, simple = list(map(str, field.ranked.index)), field.simple
     if simple is None or len(ranked) < 2:
         return []
     worse = ranked[1] if simple == ranked[0] else simple
-    gap = context.worse_by(worse, ranked[0])
+    gap = field.kl(worse).minus(field.kl(ranked[0]))
     clear = f"{'more' if gap.clearly_above(0.0) else 'not more'} than {STANDARD_ERRORS} standard errors"
     return [f"{worse} lies {formats.estimate(gap)} nats above {ranked[0]}, {clear}."]
 
 
-def _controls(context: Context) -> list[str]:
+def _controls(field: Field) -> list[str]:
     """How the variants stand to no attention and to a plain window."""
     out = []
-    for control, row in context.quality[context.quality["kind"].isin(["none", "window"])].iterrows():
-        lower = [str(v) for v in context.ranked.index[context.ranked["kl"] < row["kl"]]]
+    for control, row in field.every[field.every["kind"].isin(["none", "window"])].iterrows():
+        lower = [str(v) for v in field.ranked.index[field.ranked["kl"] < row["kl"]]]
         below = formats.listing(lower) if lower else "nothing that competes"
         out.append(f"{control}: KL {formats.plus_minus(row['kl'], row['kl_se'])}; below it: {below}.")
     return out
@@ -81,7 +124,7 @@ def _teacher_trained(control: str, row: pd.Series) -> str:
     kl = formats.plus_minus(row["kl"], row["kl_se"])
     return (
         f"{control}, the teacher itself trained on {formats.millions(row['tokens'])} tokens: perplexity {own} per "
-        f"token against {teachers} before, {change} ({formats.times(row['ppl_ratio'])}), at KL {kl} to it."
+        f"token against {teachers} before, {change} ({formats.times(row['ppl_ratio'])}), at KL {kl} to it, on blocks."
     )
 
 
@@ -92,20 +135,22 @@ def _drawn_anew(context: Context, control: str) -> str:
     higher = [kl for kl in others if kl.clearly_above(own)]
     return (
         f"{control}, softmax with attention weights drawn anew: KL {formats.estimate(own)} after its "
-        f"training; by more than {STANDARD_ERRORS} standard errors {len(lower)} of "
+        f"training, on blocks; by more than {STANDARD_ERRORS} standard errors {len(lower)} of "
         f"{formats.plural(len(others), 'variant')} that compete end closer to the teacher, {len(higher)} farther off."
     )
 
 
-def _budgets(context: Context) -> list[str]:
+def _budgets(context: Context, field: Field) -> list[str]:
     """Equal or not, as the records have it."""
     out = []
+    ranked = context.quality.reindex(field.ranked.index)
+    ranked = ranked[ranked["trained"] > 0]
     for key, what in (("tokens", "training tokens"), ("train", "weights that train")):
-        groups = context.ranked[key].dropna().groupby(context.ranked[key])
+        groups = ranked[key].dropna().groupby(ranked[key])
         if len(groups) > 1:
             parts = [f"{formats.listing(g.index)}: {v if key == 'train' else formats.count(v)}" for v, g in groups]
             out.append(f"Budgets were not equal, {what} differ: {'; '.join(parts)}.")
-    tokens = context.ranked["tokens"].dropna()
+    tokens = ranked["tokens"].dropna()
     if not out and len(tokens):
         out.append(f"Equal budget: {formats.count(tokens.iloc[0])} training tokens each.")
     if len(single := context.quality.index[context.quality["seeds"] == 1]):
@@ -113,15 +158,15 @@ def _budgets(context: Context) -> list[str]:
     return out
 
 
-def _dots(context: Context) -> Figure:
-    shown = context.quality[context.quality["kl"] > ZERO]
+def _dots(context: Context, field: Field) -> Figure:
+    shown = field.every[field.every["kl"] > ZERO]
     names = [context.name(str(v)) for v in shown.index]
     series: list[Series] = []
     for variant, row in shown.iterrows():
         name, known = context.name(str(variant)), Estimate(row["kl"], row["kl_se"])
         low, high = known.interval
         notes = [f"mean of {formats.plural(int(row['seeds']), 'run')}"]
-        own = context.evaluated[context.evaluated["variant"] == variant]
+        own = field.runs[field.runs["variant"] == variant]
         runs = context.series(variant, own["kl_forward"], [name] * len(own), notes=[f"seed {s}" for s in own["seed"]])
         runs.style, runs.line = Style(runs.style.colour, "tick"), False
         dot = context.series(variant, [known.value], [name], low=[low], high=[high], along="x", notes=notes)
@@ -131,10 +176,10 @@ def _dots(context: Context) -> Figure:
         name="quality",
         title="KL of every variant",
         alt=f"KL with its interval for {formats.listing(names)}.",
-        caption=f"The {context.params.split} split. Marks: mean over seeds with a 95 % interval (blocks and seeds); "
-        f"ticks: single runs.{off_scale(context.quality)}",
+        caption=f"On {field.where.split(', of')[0]}. Marks: mean over seeds with a 95 % interval (blocks and seeds); "
+        f"ticks: single runs.{off_scale(field.every)}",
         views=one_view(Panel("", Axis(KL, log=True), Axis("", categories=names), series)),
-        frame=context.quality.reset_index(names="variant"),
+        frame=field.every.reset_index(names="variant"),
         command="dvc repro evaluate",
         columns=1,
         height=row_height(len(names)),

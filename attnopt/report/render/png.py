@@ -21,7 +21,7 @@ from attnopt.report.parts import formats
 from attnopt.report.parts.figures import Axis, Figure, Heat, Panel, Series, Style
 
 MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v", "hexagon": "h"}
-MARKERS |= {"plus": "P", "minus": "_", "cross": "X", "tick": "|", "none": "None"}
+MARKERS |= {"plus": "P", "minus": "_", "cross": "X", "tick": "|", "none": "None", "ring": "o"}
 LOOK: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a929c",
     "axes.grid": True, "grid.color": "#e6e9ed", "axes.axisbelow": True, "axes.titlelocation": "left",
@@ -129,11 +129,12 @@ def _tick(value: float) -> str:
 def _series(axes: Axes, series: Series, y: Sequence[float], named: bool) -> None:
     style, colour = series.style, series.style.hex
     hidden = not named or series.name == "" or style.shape == "tick" or series.hollow
-    size = 3.5 if series.hollow else 9 if style.shape == "tick" else 5
+    size = 3.5 if series.hollow else {"tick": 9, "ring": 11}.get(style.shape, 5)
+    bare = series.hollow or style.shape == "ring"
     line = _dash(style) if series.line else "None"
     marker = MARKERS[style.shape] if series.points else "None"
     axes.plot(series.x, y, color=colour, ls=line, lw=1.4, marker=marker, ms=size,
-              mfc="none" if series.hollow else colour, label="_" if hidden else series.name, zorder=3)  # fmt: skip
+              mfc="none" if bare else colour, label="_" if hidden else series.name, zorder=3)  # fmt: skip
     if series.low is not None and series.high is not None:
         if series.line:
             axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, lw=0)

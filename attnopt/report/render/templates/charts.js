@@ -43,14 +43,14 @@
     return {
       circle: `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0Z`, square: `M${-s},${-s}H${s}V${s}H${-s}Z`,
       triangle: ring(3, -Math.PI / 2), down: ring(3, Math.PI / 2), diamond: ring(4, 0), hexagon: ring(6, 0),
-      plus: `M${-r},0H${r}M0,${-r}V${r}`, minus: `M${-r},0H${r}`, cross: `M${-s},${-s}L${s},${s}M${-s},${s}L${s},${-s}`,
+      ring: `M${-2 * r},0a${2 * r},${2 * r} 0 1,0 ${4 * r},0a${2 * r},${2 * r} 0 1,0 ${-4 * r},0Z`, plus: `M${-r},0H${r}M0,${-r}V${r}`, minus: `M${-r},0H${r}`, cross: `M${-s},${-s}L${s},${s}M${-s},${s}L${s},${-s}`,
       tick: "M0,-7V7",
     }[shape];
   }
   function marker(style, parent, x = 0, y = 0, r = RADIUS, hollow = false) {
     const path = outline(style.shape, r);
     if (!path) return;
-    const stroked = ["plus", "minus", "cross", "tick"].includes(style.shape);
+    const stroked = ["plus", "minus", "cross", "tick", "ring"].includes(style.shape);
     const look = stroked || hollow ? `fill:none;stroke:${colour(style)};stroke-width:${hollow || style.shape === "tick" ? 1.2 : 2.2}` : `fill:${colour(style)};stroke:var(--paper);stroke-width:.8`;
     svg("path", { d: path, transform: `translate(${x},${y})`, style: look }, parent);
   }
@@ -116,29 +116,44 @@
       const grid = html("div", { className: "panels" }, this.box);
       grid.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
       for (const panel of panels) new Panel(this, panel, grid, (width - 20 * (columns - 1)) / columns);
+      if (this.spec.legend === "below") this.keys(html("div", { className: "tools" }, this.box), panels);
       this.box.dataset.drawn = "yes";
     }
 
     tools(panels) {
       const bar = html("div", { className: "tools" }, this.box);
-      if (this.spec.views.length > 1) {
-        const select = html("select", { ariaLabel: "Show" }, bar);
-        this.spec.views.forEach((view, i) => html("option", { textContent: view.label, value: i, selected: i === this.view }, select));
-        select.onchange = () => { this.view = Number(select.value); this.draw(); };
-      }
+      this.selectors(bar);
+      if (this.spec.legend !== "below") this.keys(bar, panels);
+      const axes = html("span", { className: "axes" }, bar);
+      for (const side of ["y", "x"]) if (panels.some(p => !p.heat && !p[side].categories)) this.axisButton(axes, side, panels);
+    }
+
+    keys(bar, panels) {
       const names = new Map();
       for (const panel of panels) for (const s of panel.series)
         if (s.name && s.style.shape !== "tick" && !panel.y.categories?.includes(s.name)) names.set(s.name, s.style);
       if (names.size > 1) for (const [name, style] of names) this.key(bar, name, style, names);
-      const axes = html("span", { className: "axes" }, bar);
-      for (const side of ["y", "x"]) if (panels.some(p => !p.heat && !p[side].categories)) this.axisButton(axes, side, panels);
+    }
+
+    // A select for the labels, and one for what each label has a view of; what is absent falls back to the label's first.
+    selectors(bar) {
+      const { views } = this.spec, now = views[this.view];
+      const choose = (key, values, ariaLabel, find) => {
+        if (values.length < 2) return;
+        const select = html("select", { ariaLabel, name: key }, bar);
+        for (const value of values) html("option", { textContent: value, value, selected: value === now[key] }, select);
+        select.onchange = () => { this.view = Math.max(0, find(select.value)); this.draw(); this.box.querySelector(`select[name=${key}]`)?.focus(); };
+      };
+      const at = (label, of) => views.findIndex(v => v.label === label && v.of === of);
+      choose("label", [...new Set(views.map(v => v.label))], "Show", label => at(label, now.of) >= 0 ? at(label, now.of) : views.findIndex(v => v.label === label));
+      choose("of", views.filter(v => v.label === now.label).map(v => v.of), "Against", of => at(now.label, of));
     }
 
     key(bar, name, style, names) {
       const button = html("button", { type: "button", className: "key", ariaPressed: !this.hidden.has(name) }, bar);
       button.title = "Click: show or hide. Double click: only this one.";
       const swatch = svg("svg", { class: "swatch", viewBox: "-7 -7 14 14", "aria-hidden": "true" }, button);
-      svg("path", { d: "M-9,0H9", style: `stroke:${colour(style)};stroke-width:1.75;stroke-dasharray:${style.dash || "none"}` }, swatch);
+      if (style.shape !== "ring") svg("path", { d: "M-9,0H9", style: `stroke:${colour(style)};stroke-width:1.75;stroke-dasharray:${style.dash || "none"}` }, swatch);
       marker(style, swatch);
       button.append(name);
       button.onclick = event => {
@@ -245,8 +260,8 @@
     label(s, area) {
       const point = this.points.findLast(p => p.group.dataset.name === s.name);
       if (!point) return;
-      const w = s.name.length * LETTER, { px, py } = point;
-      const places = [[px + 8, py + 4], [px - 8 - w, py + 4], [px - w / 2, py - 9], [px - w / 2, py + 17], [px + 7, py - 7], [px + 7, py + 14]];
+      const w = s.name.length * LETTER, { px, py } = point, off = s.style.shape === "ring" ? 13 : 8;
+      const places = [[px + off, py + 4], [px - off - w, py + 4], [px - w / 2, py - 9], [px - w / 2, py + 17], [px + 7, py - 7], [px + 7, py + 14]];
       const free = places.find(([a, b]) => a >= area.left && a + w <= area.right + 8 && b >= area.top + 8 && b <= area.bottom &&
         this.taken.every(([l, t, r, m]) => a + w < l || a > r || b < t || b - 10 > m));
       if (!free) return;
