@@ -33,7 +33,11 @@ def compose_study(name: str) -> str:
         )
     base = yaml_writer().load((STUDIES / f"{DEFAULT}.yaml").read_text(encoding="utf-8"))
     if name != DEFAULT:
+        known = list(base["variants"])
         lay_over(base, yaml_writer().load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8")))
+        for variant in known:
+            if variant not in base["variants"]:
+                base.pop(variant, None)
     text = io.StringIO()
     yaml_writer().dump(base, text)
     return text.getvalue()
