@@ -22,9 +22,9 @@ from attnopt.tools.pretrain.mix import HOME, MIX, Batch, Source, batch_of_step, 
 from attnopt.tools.pretrain.model import MATCHING, SHAPE, grown_model, optimizers, rate, save_teacher, set_rate
 from attnopt.tools.pretrain.text import TEXT, train_tokenizer, training_text
 
-SHORT, LONG, TOKENS, LONG_EVERY, SAVE_EVERY = 256, 1024, 8192, 4, 50
-GUIDE, GUIDED = 0.3, 0.7
-"""Weight of the loss on where heads look, at the start, and the share of the run over which it falls to zero."""
+SHORT, LONG, TOKENS, LONG_EVERY, SAVE_EVERY = 256, 1024, 8192, 2, 50
+GUIDE = 0.5
+"""Weight of the loss on where heads look, at the start; it falls to zero with the rate."""
 
 
 def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start: Path) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Training:
         with progress_bar(name="pretrain", unit="step", total=steps) as progress:
             while self.step < steps:
                 started = time.perf_counter()
-                guide = torch.tensor(GUIDE * max(0.0, 1 - self.step / steps / GUIDED))
+                guide = torch.tensor(GUIDE * (1 - self.step / steps))
                 lr = self.lr * rate(self.step, steps)
                 loss = self.update(loss_of, batch(source, seed, self.step), guide, lr)
                 self.step, self.seconds = self.step + 1, self.seconds + time.perf_counter() - started
