@@ -82,12 +82,12 @@ def test_tokens_that_do_not_count_leave_the_loss_alone(little: Path) -> None:
     assert total > loss
 
 
-def test_every_fourth_step_has_long_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_second_step_has_long_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(run, "batch_of_step", lambda source, seed, step, rows, length: asked.append((rows, length)))
     for step in range(8):
         run.batch(None, 0, step)  # type: ignore[arg-type]
-    assert asked == [(32, 256)] * 3 + [(8, 1024)] + [(32, 256)] * 3 + [(8, 1024)]
+    assert asked == [(32, 256), (8, 1024)] * 4
 
 
 def _stop_at_the_third_call():
