@@ -6,16 +6,16 @@ group of numbers to a grid of 2^bits levels from its least to its largest number
     keys     per channel: the n numbers of a channel of the block are a group
     values   per token: `group` neighbouring numbers of a token are one
 
-Query t attends, in one softmax, to the rounded tokens of complete blocks and, as they came, to those of its own block up
-to itself: a block is rounded by its own numbers alone, after its last query. Levels are kept packed in bytes, a group's
+Query t attends, in one softmax, to the rounded tokens of complete blocks and, as they came, to those of its own block
+up to itself. A block is rounded by its own numbers alone, after its last query. Levels are kept packed in bytes, a group's
 lowest level and step in float16.
 
 With `rotate` keys are multiplied by a Hadamard matrix before they are rounded, and queries with them, which changes no
 product and spreads what is large in one channel over all.
 
 Source: Liu et al. 2024 (KIVI). Approximated: the numbers of complete blocks, by at most half a step. Start: nothing is
-fitted or trained, the grid comes with the tokens. Rounding has no gradient: what there is flows through the queries, and
-through the tokens of the query's own block.
+fitted or trained, the grid comes with the tokens. Rounding has no gradient: what there is flows through the queries and
+the tokens of their own blocks.
 """
 
 from typing import Annotated, Literal, NamedTuple

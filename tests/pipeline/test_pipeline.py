@@ -142,7 +142,7 @@ def test_code_of_another_chapter_changes_no_student_and_that_of_a_kernel_its_own
     for kind in mechanisms.mechanism_names():
         code = runs(kind)
         assert not [m for m in code if m.split("/")[1] in ("report", "evaluation", "bench", "settings.py", "cli.py")]
-        assert any(m.startswith("attnopt/ops/nsa/") for m in code) == (kind == "nsa")
+        assert any(m.startswith("attnopt/ops/nsa/") for m in code) == (kind in ("moba", "nsa"))
         assert len([m for m in code if m.startswith("attnopt/mechanisms/") and m.count("/") == 2]) <= 5
     assert code_digest("stages.distill") != code_digest("stages.distill", "attnopt.mechanisms.nsa")
 
