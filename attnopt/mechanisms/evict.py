@@ -61,8 +61,8 @@ class Evict(Mechanism):
         """What decides which of them stay: keys unlike the others, attention of the last query, attention so far."""
         sinks: Annotated[int, Field(ge=0)] = 4
         """f: the first tokens of the sequence always stay."""
-        window: Annotated[int, Field(ge=0)] = 16
-        """w: and so do the last ones; a quarter of the tokens, where a budget chooses and this is left out."""
+        window: Annotated[int, Field(ge=0)] = 32
+        """w: and so do the last ones; half of the tokens, where a budget chooses and this is left out."""
         every: Annotated[int, Field(ge=1)] = 8
         """b: tokens from one eviction to the next; at most an eighth of the tokens, likewise."""
 
@@ -198,7 +198,7 @@ class Evict(Mechanism):
         given = options.model_fields_set
         numbers = {
             "tokens": lambda n: n,
-            "window": lambda n: n // 4,
+            "window": lambda n: n // 2,
             "every": lambda n: min(16, 2 ** max(0, n.bit_length() - 4)),
         }
         free = {name: f for name, f in numbers.items() if name not in given}

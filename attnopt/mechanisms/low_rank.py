@@ -10,8 +10,9 @@ q . k'_s = (U_k^T q) . c_s but for a number that all tokens share, and U_v is ap
 
 Source: Meng et al. 2025 (TransMLA), and MHA2MLA, arXiv:2502.14837. Approximated: what of keys and values lies outside
 the r directions. Start: `fit` sets mu to the mean, and U = E^T to the r directions in which the teacher's z varies
-most, which is the least squared error that rank r has. At full rank, r = 2 G D, it equals softmax; before `fit` the
-directions are the first r coordinates. Nothing is trained.
+most, which is the least squared error that rank r has. At full rank, r = 2 G D, it equals softmax. Without rotary
+positions it does so from r = C on, as keys and values are linear in C hidden numbers: half of the state where G = H and
+H D = C. Before `fit` the directions are the first r coordinates. Nothing is trained.
 
 With rotary positions keys arrive rotated, and the latent is of rotated keys: there is no part without positions beside
 them, as the two papers have it by changing the model. Rotation spreads keys over more directions, so a rotary model

@@ -7,8 +7,8 @@ group of numbers to a grid of 2^bits levels from its least to its largest number
     values   per token: `group` neighbouring numbers of a token are one
 
 Query t attends, in one softmax, to the rounded tokens of complete blocks and, as they came, to those of its own block
-up to itself. A block is rounded by its own numbers alone, after its last query. Levels are kept packed in bytes, a group's
-lowest level and step in float16.
+up to itself. A block is rounded by its own numbers alone, after its last query. Levels are kept packed in bytes, and a
+group's lowest level and step in float16.
 
 With `rotate` keys are multiplied by a Hadamard matrix before they are rounded, and queries with them, which changes no
 product and spreads what is large in one channel over all.

@@ -3,8 +3,9 @@
     out_t = sum_s p_ts v_s,   p_ts = softmax over the k largest of  scaling q_t . k_s,  s <= t
 
 Each query head chooses for itself, the earliest tokens where scores are equal. It costs all of softmax and saves
-nothing: it is a control, which says what reading k tokens a query can give to whoever finds the best ones. (The best by
-weight: the values are not looked at.)
+nothing: it is a control, which says how much of the weight can be reached by reading k tokens. It bounds the weight,
+not the output's error: where attention is spread wide, the largest scores are no fair sample of the values, and the
+last k tokens may come closer to their mean.
 
 Source: Gupta et al. 2021. Approximated: all other tokens have no weight. Start: the scores are the teacher's own, there
 is nothing to fit and nothing to train.

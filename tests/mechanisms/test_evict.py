@@ -101,7 +101,7 @@ def test_a_budget_makes_the_window_and_the_steps_with_the_tokens():
     geometry = Geometry(heads=4, kv_heads=2, head_dim=8, hidden=32, scaling=0.3)
     room = softmax_bytes(geometry, 128, torch.float32)
     chosen = Evict.sized(geometry, Evict.Options(), room, 1024, torch.float32)
-    assert (chosen.tokens, chosen.window, chosen.every) == (128, 32, 16)
+    assert (chosen.tokens, chosen.window, chosen.every) == (128, 64, 16)
     given = Evict.sized(geometry, Evict.Options(window=100, every=1), room, 1024, torch.float32)
     assert (given.tokens, given.window, given.every) == (128, 100, 1)
     sums = Evict.sized(geometry, Evict.Options(score="h2o"), room, 1024, torch.float32)

@@ -163,7 +163,7 @@ def test_every_mechanism_is_in_the_default_study() -> None:
     assert set(committed_kinds()) <= set(default["variants"].values())
 
 
-@pytest.mark.parametrize("name", ["mini", "gpt2", "smollm2"])
+@pytest.mark.parametrize("name", ["mini", "all", "gpt2", "smollm2"])
 def test_studies_are_valid(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(study, "STUDIES", ROOT / "studies")
     (tmp_path / "params.yaml").write_text(study.compose_study(name))
