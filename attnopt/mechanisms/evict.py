@@ -65,6 +65,9 @@ class Evict(Mechanism):
         """w: and so do the last ones; half of the tokens, where a budget chooses and this is left out."""
         every: Annotated[int, Field(ge=1)] = 8
         """b: tokens from one eviction to the next; at most an eighth of the tokens, likewise."""
+        branches: Literal["both", "window", "far"] = "both"
+        """Only the sinks, the last tokens and the query's own (window), or only those between (far; zero where there
+        are none), to see what each does; the same tokens are kept."""
 
     def __init__(self, geometry: Geometry, options: Options):
         super().__init__(geometry, options)
@@ -73,6 +76,7 @@ class Evict(Mechanism):
                 f"tokens: {options.tokens} are fewer than sinks {options.sinks}, window {options.window} and every "
                 f"{options.every} less 1 need, {needed}"
             )
+        self.normalised = options.branches != "far"
 
     def extend(self, x: Inputs, state: Kept | None = None) -> tuple[Tensor, State]:
         kept, pieces, start, count = state or self._nothing(x), Pieces(x.q.shape[2]), 0, x.q.shape[2]
@@ -125,7 +129,18 @@ class Evict(Mechanism):
         later = torch.ones(new, count, dtype=torch.bool, device=q.device).triu(count - new + 1)
         scores = q.unflatten(1, group).flatten(2, 3) @ k.mT * self.geometry.scaling
         logs = scores.unflatten(2, (group[1], new)).masked_fill(later, MASKED).log_softmax(-1)
-        return (logs.exp().flatten(2, 3) @ v).view(q.shape), logs
+        return (self._weights(logs).flatten(2, 3) @ v).view(q.shape), logs
+
+    def _weights(self, logs: Tensor) -> Tensor:
+        """The weights (..., T, n) of the branch that runs, from the logs of all."""
+        if self.options.branches == "both":
+            return logs.exp()
+        new, count = logs.shape[-2:]
+        key, own = torch.arange(count, device=logs.device), torch.arange(count - new, count, device=logs.device)
+        near = (key < self.options.sinks) | (own[:, None] - key <= self.options.window)
+        left_out = (key > own[:, None]) | (near if self.options.branches == "far" else ~near)
+        weights = logs.masked_fill(left_out, MASKED).softmax(-1)
+        return weights.masked_fill(left_out.all(-1, keepdim=True), 0)
 
     @torch.no_grad()
     def _scores(self, k: Tensor, last: Tensor, total: Tensor) -> Tensor:
@@ -164,14 +179,24 @@ class Evict(Mechanism):
         outs = []
         for t in range(len(k)):
             kept.append(t)
-            weights = (x.q[b, list(heads), t] @ k[kept].mT * self.geometry.scaling).softmax(-1)
-            outs.append(weights @ v[kept])
+            scores = x.q[b, list(heads), t] @ k[kept].mT * self.geometry.scaling
+            weights = scores.softmax(-1)
+            outs.append(self._read(scores, v, kept))
             now = dict(zip(kept, weights.sum(0).tolist(), strict=True))
             got = {s: got.get(s, 0) + now[s] for s in kept}
             if t % o.every == 0:
-                scores = {"keydiff": self._unlikeness(kept, k), "tova": now, "h2o": got}[o.score]
-                kept = self._after_eviction(kept, scores)
+                worth = {"keydiff": self._unlikeness(kept, k), "tova": now, "h2o": got}[o.score]
+                kept = self._after_eviction(kept, worth)
         return torch.stack(outs, 1)
+
+    def _read(self, scores: Tensor, v: Tensor, kept: list[int]) -> Tensor:
+        """The output (H / G, D) of a query, the last of the positions that are kept, from its scores (H / G, n)."""
+        o, t = self.options, kept[-1]
+        near = [s < o.sinks or s >= t - o.window for s in kept]
+        read = [i for i, is_near in enumerate(near) if o.branches == "both" or is_near == (o.branches == "window")]
+        if not read:
+            return scores.new_zeros(len(scores), v.shape[1])
+        return scores[:, read].softmax(-1) @ v[[kept[i] for i in read]]
 
     def _unlikeness(self, kept: list[int], keys: Tensor) -> dict[int, float]:
         """KeyDiff's score of each position that is kept, from the keys (T, D) of all."""
@@ -223,6 +248,8 @@ class Evict(Mechanism):
             "each token": cls.Options(tokens=9, sinks=2, window=3, every=1),
             "tova": cls.Options(tokens=20, score="tova", sinks=1, window=4, every=3),
             "h2o": cls.Options(tokens=16, score="h2o", sinks=0, window=5, every=4),
+            "window": cls.Options(tokens=12, score="tova", sinks=2, window=5, every=2, branches="window"),
+            "far": cls.Options(tokens=12, score="h2o", sinks=2, window=5, every=2, branches="far"),
         }
 
 

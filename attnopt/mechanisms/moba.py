@@ -12,17 +12,17 @@ Approximated: tokens of blocks that are not picked have no weight. Start: the sc
 nothing to fit and nothing to train. With rotary positions keys are averaged as they come, rotated.
 """
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State
+from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
 from attnopt.ops.growing import Tokens
 from attnopt.ops.nsa.picked import picked_attention
 from attnopt.ops.softmax.blocks import own_block_attention
-from attnopt.ops.softmax.spans import Part, merge
+from attnopt.ops.softmax.spans import Part, merge, zero_empty
 from attnopt.ops.tensors import own_copy, repeat_heads, wide
 
 
@@ -51,15 +51,26 @@ class Moba(Mechanism):
         """n: tokens whose keys are averaged, and that are read together."""
         selected: Annotated[int, Field(ge=0)] = 3
         """p: blocks that a query reads besides its own."""
+        branches: Literal["both", "window", "far"] = "both"
+        """Only the own block (window) or only those that are picked (far; zero where there are none), to see what each
+        does."""
+
+    def __init__(self, geometry: Geometry, options: Options):
+        super().__init__(geometry, options)
+        self.normalised = options.branches != "far"
 
     def extend(self, x: Inputs, state: MobaState | None = None) -> tuple[Tensor, State]:
         size, seen = self.options.block, 0 if state is None else state.k.count
         after, start = self._grown(x, state), seen // size * size
-        near_k, near_v = (t.tensor[:, :, start:] for t in (after.k, after.v))
-        part = own_block_attention(x.q, near_k, near_v, size, self.geometry.scaling)
-        if self.options.selected and (seen + x.q.shape[2] - 1) // size:
-            part = merge(part, self._far(x.q, after, seen))
-        return part[0].to(x.q.dtype), after
+        parts = []
+        if self.options.branches != "far":
+            near_k, near_v = (t.tensor[:, :, start:] for t in (after.k, after.v))
+            parts.append(own_block_attention(x.q, near_k, near_v, size, self.geometry.scaling))
+        far = self.options.branches != "window" and self.options.selected > 0
+        if far and seen + x.q.shape[2] > size:
+            parts.append(self._far(x.q, after, seen))
+        out = zero_empty(*merge(*parts)) if parts else x.q * 0
+        return out.to(x.q.dtype), after
 
     def _grown(self, x: Inputs, state: MobaState | None) -> MobaState:
         """The state after the new tokens."""
@@ -116,13 +127,14 @@ class Moba(Mechanism):
         for t in range(tokens):
             own = t // size
             seen = torch.arange(t + 1).expand(*x.q.shape[:2], -1) >= own * size
-            if own and self.options.selected:
+            seen = seen & (self.options.branches != "far")
+            if own and self.options.selected and self.options.branches != "window":
                 means = torch.stack([k[:, :, b * size : (b + 1) * size].mean(2) for b in range(own)], 2)
                 liked = torch.einsum("bhd,bhnd->bhn", x.q[:, :, t], means)
                 for b in liked.argsort(dim=-1, descending=True, stable=True)[..., : self.options.selected].unbind(-1):
                     seen = seen | (torch.arange(t + 1) // size == b[..., None])
             scores = torch.einsum("bhd,bhsd->bhs", x.q[:, :, t], k[:, :, : t + 1]) * self.geometry.scaling
-            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1) if seen.any() else scores * 0
             outs.append(torch.einsum("bhs,bhsd->bhd", weights, v[:, :, : t + 1]))
         return torch.stack(outs, dim=2)
 
@@ -139,5 +151,6 @@ class Moba(Mechanism):
         return {
             "default": cls.Options(),
             "small": cls.Options(block=3, selected=2),
-            "own block": cls.Options(block=7, selected=0),
+            "own block": cls.Options(block=7, branches="window"),
+            "far": cls.Options(block=5, selected=2, branches="far"),
         }

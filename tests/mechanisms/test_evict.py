@@ -97,6 +97,18 @@ def test_what_was_evicted_is_never_read_again():
     assert 9 <= int(x.v.grad[0, 0].any(-1).sum()) <= 13
 
 
+def test_the_branches_read_what_the_whole_reads_between_them():
+    x, read = inputs(60), {}
+    for branches in ("both", "window", "far"):
+        options = Evict.Options(tokens=12, sinks=2, window=4, every=4, score="tova", branches=branches)
+        x.v.requires_grad_().grad = None
+        Evict(GEOMETRY, options)(x)[0][:, :, 58].sum().backward()
+        read[branches] = set(x.v.grad[0, 0].any(-1).nonzero()[:, 0].tolist())
+    assert read["window"] == {0, 1, *range(54, 59)}
+    assert read["far"] == read["both"] - read["window"]
+    assert len(read["far"]) >= 3
+
+
 def test_a_budget_makes_the_window_and_the_steps_with_the_tokens():
     geometry = Geometry(heads=4, kv_heads=2, head_dim=8, hidden=32, scaling=0.3)
     room = softmax_bytes(geometry, 128, torch.float32)

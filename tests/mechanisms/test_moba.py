@@ -28,6 +28,9 @@ def test_a_query_reads_its_own_block_and_the_ones_whose_mean_key_it_likes_best()
     x.q.zero_()[..., 0] = 1
     assert read_by(x, 0, 21, block=5, selected=2) == [5, 6, 7, 8, 9, 15, 16, 17, 18, 19, 20, 21]
     assert read_by(x, 0, 21, block=5, selected=0) == [20, 21]
+    assert read_by(x, 0, 21, block=5, selected=2, branches="window") == [20, 21]
+    assert read_by(x, 0, 21, block=5, selected=1, branches="far") == [5, 6, 7, 8, 9]
+    assert read_by(x, 0, 4, block=5, selected=1, branches="far") == []
     assert read_by(x, 0, 6, block=5, selected=3) == [0, 1, 2, 3, 4, 5, 6], "fewer blocks than it may pick"
 
 
