@@ -5,11 +5,12 @@ Positions are cut into blocks of n tokens. Of the complete blocks before its own
     q_t . mean of k_s over the block
 
 by itself, other heads of its group notwithstanding, and attends in one softmax to all their tokens and to those of its
-own block, up to itself. The earliest blocks are picked where several are equal.
+own block, up to itself. The earliest blocks are picked where several are equal; the first `sinks` blocks always are.
 
 Source: Lu et al. 2025, where the own block is one of the p; there trained, here on the teacher's own keys and values.
 Approximated: tokens of blocks that are not picked have no weight. Start: the scores are the teacher's own, there is
-nothing to fit and nothing to train. With rotary positions keys are averaged as they come, rotated.
+nothing to fit and nothing to train; but a pretrained model leans on its first tokens, which a mean key does not show,
+so that without sinks it is lost. With rotary positions keys are averaged as they come, rotated.
 """
 
 from typing import Annotated, Literal, NamedTuple
@@ -51,12 +52,16 @@ class Moba(Mechanism):
         """n: tokens whose keys are averaged, and that are read together."""
         selected: Annotated[int, Field(ge=0)] = 3
         """p: blocks that a query reads besides its own."""
+        sinks: Annotated[int, Field(ge=0)] = 1
+        """Of these p, how many are the first blocks of the sequence, whatever a query likes; 0 in the paper."""
         branches: Literal["both", "window", "far"] = "both"
         """Only the own block (window) or only those that are picked (far; zero where there are none), to see what each
         does."""
 
     def __init__(self, geometry: Geometry, options: Options):
         super().__init__(geometry, options)
+        if options.sinks > options.selected:
+            raise ValueError(f"sinks: {options.sinks} are more blocks than are selected, {options.selected}")
         self.normalised = options.branches != "far"
 
     def extend(self, x: Inputs, state: MobaState | None = None) -> tuple[Tensor, State]:
@@ -115,7 +120,9 @@ class Moba(Mechanism):
         for start, part in zip(range(0, q.shape[2], step), q.split(step, 2), strict=True):
             position = torch.arange(seen + start, seen + start + part.shape[2], device=q.device)
             unread = torch.arange(count, device=q.device) >= (position // size)[:, None]
-            scores = (part.unflatten(1, group) @ means[:, :, None].mT).masked_fill(unread, -torch.inf)
+            scores = part.unflatten(1, group) @ means[:, :, None].mT
+            scores[..., : self.options.sinks] = torch.inf
+            scores = scores.masked_fill_(unread, -torch.inf)
             best = scores.sort(dim=-1, descending=True, stable=True)
             few = best.values[..., : self.options.selected] == -torch.inf
             picks.append(best.indices[..., : self.options.selected].masked_fill(few, -1).flatten(1, 2))
@@ -131,6 +138,7 @@ class Moba(Mechanism):
             if own and self.options.selected and self.options.branches != "window":
                 means = torch.stack([k[:, :, b * size : (b + 1) * size].mean(2) for b in range(own)], 2)
                 liked = torch.einsum("bhd,bhnd->bhn", x.q[:, :, t], means)
+                liked = torch.where(torch.arange(own) < self.options.sinks, torch.inf, liked)
                 for b in liked.argsort(dim=-1, descending=True, stable=True)[..., : self.options.selected].unbind(-1):
                     seen = seen | (torch.arange(t + 1) // size == b[..., None])
             scores = torch.einsum("bhd,bhsd->bhs", x.q[:, :, t], k[:, :, : t + 1]) * self.geometry.scaling
@@ -144,13 +152,14 @@ class Moba(Mechanism):
 
     @classmethod
     def limit(cls, length: int) -> Options:
-        return cls.Options(block=8, selected=length // 8)
+        return cls.Options(block=8, selected=length // 8, sinks=0)
 
     @classmethod
     def conformance_options(cls) -> dict[str, Options]:
         return {
             "default": cls.Options(),
-            "small": cls.Options(block=3, selected=2),
+            "small": cls.Options(block=3, selected=2, sinks=0),
+            "sinks": cls.Options(block=4, selected=3, sinks=2),
             "own block": cls.Options(block=7, branches="window"),
-            "far": cls.Options(block=5, selected=2, branches="far"),
+            "far": cls.Options(block=5, selected=2, sinks=0, branches="far"),
         }

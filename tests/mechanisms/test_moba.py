@@ -18,7 +18,7 @@ def inputs(tokens: int) -> Inputs:
 def read_by(x: Inputs, head: int, t: int, **options) -> list[int]:
     """The positions whose values a query reads."""
     x.v.requires_grad_().grad = None
-    Moba(GEOMETRY, Moba.Options(**options))(x)[0][:, head, t].sum().backward()
+    Moba(GEOMETRY, Moba.Options(**{"sinks": 0} | options))(x)[0][:, head, t].sum().backward()
     return x.v.grad[0, 0].any(-1).nonzero()[:, 0].tolist()
 
 
@@ -32,6 +32,15 @@ def test_a_query_reads_its_own_block_and_the_ones_whose_mean_key_it_likes_best()
     assert read_by(x, 0, 21, block=5, selected=1, branches="far") == [5, 6, 7, 8, 9]
     assert read_by(x, 0, 4, block=5, selected=1, branches="far") == []
     assert read_by(x, 0, 6, block=5, selected=3) == [0, 1, 2, 3, 4, 5, 6], "fewer blocks than it may pick"
+
+
+def test_the_first_blocks_are_read_by_all_and_count_among_the_selected():
+    x = inputs(22)
+    x.k[0, 0, :, 0] = torch.tensor([0.0, 5, 1, 3, 0]).repeat_interleave(5)[:22]
+    x.q.zero_()[..., 0] = 1
+    assert read_by(x, 0, 21, block=5, selected=2, sinks=1) == [*range(10), 20, 21]
+    assert read_by(x, 0, 21, block=5, selected=1, sinks=1) == [*range(5), 20, 21]
+    assert read_by(x, 0, 3, block=5, selected=1, sinks=1) == [0, 1, 2, 3]
 
 
 def test_one_large_key_does_not_make_a_block():
@@ -65,7 +74,7 @@ def test_with_all_blocks_it_is_softmax_however_many_queries_at_a_time(selected: 
     torch.testing.assert_close(out, Softmax(GEOMETRY, Softmax.Options())(x)[0])
 
 
-@pytest.mark.parametrize("options", [{"block": 0}, {"selected": -1}, {"topk": 4}])
+@pytest.mark.parametrize("options", [{"block": 0}, {"selected": -1}, {"sinks": 4}, {"topk": 4}])
 def test_bad_options_are_refused(options: dict):
     with pytest.raises(ValueError, match=next(iter(options))):
-        Moba.Options(**options)
+        Moba(GEOMETRY, Moba.Options(**options))
