@@ -20,17 +20,17 @@ circle within c / r tokens are averaged out of the slots, slowly turning pairs a
 """
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, State
 from attnopt.ops.growing import Tokens
-from attnopt.ops.softmax.spans import QUERY_SPAN, Part, attend, attend_heads, in_spans, merge, zero_empty
-from attnopt.ops.tensors import MASKED, own_copy, repeat_heads, wide
+from attnopt.ops.softmax.blocks import earlier_blocks_attention, own_block_attention
+from attnopt.ops.softmax.spans import merge, zero_empty
+from attnopt.ops.tensors import own_copy, repeat_heads, wide
 
 
 class Segments(NamedTuple):
@@ -79,18 +79,21 @@ class Linformer(Mechanism):
         self.normalised = options.branches != "far"
 
     def extend(self, x: Inputs, state: Segments | None = None) -> tuple[Tensor, State]:
-        old = state or self._empty(x)
+        old, scaling = state or self._empty(x), self.geometry.scaling
+        segment, slots = self.options.segment, self.options.slots
         k, v = torch.cat([old.k, x.k], 2), torch.cat([old.v, x.v], 2)
         slot_k, slot_v = old.slot_k, old.slot_v
-        done = k.shape[2] - k.shape[2] % self.options.segment
+        done = k.shape[2] - k.shape[2] % segment
         if done and self.options.branches != "window":
             slot_k = slot_k.append(pool(self.pool_k, k[:, :, :done]))
             slot_v = slot_v.append(pool(self.pool_v, v[:, :, :done]))
         parts = []
         if self.options.branches != "far":
-            parts.append(self._segments(x.q, k, v))
+            parts.append(own_block_attention(x.q, k, v, segment, scaling))
         if slot_k.count:
-            parts.append(self._slots(x.q, slot_k.tensor, slot_v.tensor, old))
+            seen, mass = old.slot_k.count // slots * segment + old.k.shape[2], math.log(segment / slots)
+            far = slot_k.tensor, slot_v.tensor, seen, segment, slots
+            parts.append(earlier_blocks_attention(x.q, *far, scaling, mass))
         out = zero_empty(*merge(*parts)).to(x.q.dtype) if parts else x.q * 0
         return out, Segments(slot_k, slot_v, own_copy(k[:, :, done:]), own_copy(v[:, :, done:]))
 
@@ -98,49 +101,6 @@ class Linformer(Mechanism):
         """The state before the first token."""
         k, v = own_copy(x.k[:, :, :0]), own_copy(x.v[:, :, :0])
         return Segments(Tokens(k), Tokens(v), k, v)
-
-    def _segments(self, q: Tensor, k: Tensor, v: Tensor) -> Part:
-        """Attention of each query to its own segment, up to itself.
-
-        Args:
-            q: (B, H, T, D).
-            k, v: (B, G, S, D), from the start of the segment in which the first query lies to the last query.
-        """
-        q, k, v = wide(q, k, v)
-        tokens, count, group = q.shape[2], k.shape[2], (k.shape[1], q.shape[1] // k.shape[1])
-        size = min(self.options.segment, count)
-        behind = -count % size
-        q = F.pad(q, (0, 0, count - tokens, behind)).unflatten(2, (-1, size)).unflatten(1, group).transpose(2, 3)
-        k, v = (F.pad(t, (0, 0, 0, behind)).unflatten(2, (-1, size)) for t in (k, v))
-        mask = torch.full((size, size), MASKED, dtype=q.dtype, device=q.device).triu(1).repeat(1, 1, 1, group[1], 1)
-        out, lse = attend(q.flatten(3, 4), k, v, mask, self.geometry.scaling)
-        out, lse = (t.unflatten(3, (group[1], size)).transpose(2, 3).flatten(3, 4).flatten(1, 2) for t in (out, lse))
-        return out[:, :, count - tokens : count], lse[:, :, count - tokens : count]
-
-    def _slots(self, q: Tensor, k: Tensor, v: Tensor, old: Segments) -> Part:
-        """Attention of each query to the slots of all segments before its own.
-
-        Args:
-            q: (B, H, T, D).
-            k, v: (B, G, n r, D), the slots, those that the new tokens completed included.
-            old: the state before the new tokens, which says where the first query stands.
-        """
-        segment, slots = self.options.segment, self.options.slots
-
-        def visible(query: Tensor | int) -> Any:
-            return (old.k.shape[2] + query) // segment * slots + old.slot_k.count
-
-        def cut(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-            count = max(slots, visible(stop - 1))
-            return q[:, :, start:stop], k[:, :, :count], v[:, :, :count]
-
-        def attend_span(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> Part:
-            index = torch.arange(start, stop, device=q.device)[:, None]
-            hidden = torch.arange(k.shape[2], device=q.device) >= visible(index)
-            mask = torch.full_like(hidden, math.log(segment / slots), dtype=q.dtype).masked_fill(hidden, MASKED)
-            return attend_heads(q, k, v, mask, self.geometry.scaling)
-
-        return in_spans(attend_span, cut, wide(q, k, v), q.shape[2], QUERY_SPAN // 2)
 
     def reference(self, x: Inputs) -> Tensor:
         segment, mass = self.options.segment, math.log(self.options.segment / self.options.slots)

@@ -9,11 +9,11 @@ nothing to fit: what a student with it loses or costs is the swap itself.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attnopt.mechanisms.base import Inputs, Mechanism, MechanismOptions, State
 from attnopt.ops.growing import Tokens
+from attnopt.ops.softmax.causal import causal_attention
 from attnopt.ops.tensors import own_copy, repeat_heads
 
 
@@ -40,18 +40,11 @@ class Softmax(Mechanism):
         pass
 
     def extend(self, x: Inputs, state: SoftmaxState | None = None) -> tuple[Tensor, State]:
+        scaling = self.geometry.scaling
         if state is None:  # a copy, as views would keep the model's whole q, k, v alive; attention reads what came
-            return self._attend(x.q, x.k, x.v), SoftmaxState(Tokens(own_copy(x.k)), Tokens(own_copy(x.v)))
+            return causal_attention(x.q, x.k, x.v, scaling), SoftmaxState(Tokens(own_copy(x.k)), Tokens(own_copy(x.v)))
         after = SoftmaxState(state.k.append(x.k), state.v.append(x.v))
-        return self._attend(x.q, after.k.tensor, after.v.tensor), after
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The output of queries q (B, H, T, D), whose own tokens are the last T of k and v (B, G, S, D)."""
-        new, seen = q.shape[2], k.shape[2]
-        bias = None if new in (1, seen) else torch.ones(new, seen, dtype=torch.bool, device=k.device).tril(seen - new)
-        return F.scaled_dot_product_attention(
-            q, k, v, bias, is_causal=1 < new == seen, scale=self.geometry.scaling, enable_gqa=True
-        )
+        return causal_attention(x.q, after.k.tensor, after.v.tensor, scaling), after
 
     def reference(self, x: Inputs) -> Tensor:
         heads = x.q.shape[1]

@@ -88,7 +88,7 @@ def write_report(
         variants: name -> kind, as params.yaml lists them; results of others are not looked at.
         params: the section `report` of params.yaml.
         out: the folder to write into; made where it is missing.
-        controls: variants that do not compete; None: those of the kinds softmax and none.
+        controls: variants that do not compete; None: those of the kinds softmax, none and topk.
 
     Returns: the warnings that the page carries.
 

@@ -99,6 +99,35 @@ class Bidirectional(Softmax):
         return F.scaled_dot_product_attention(x.q, k, v, scale=self.geometry.scaling, enable_gqa=True), state
 
 
+@killed_by("causality", "outputs before keys")
+class GridOfTheOpenBlock(Softmax):
+    """Keys are rounded to 16 levels between the extremes of their block of 8, which is still open."""
+
+    def extend(self, x, state=None):
+        return super().extend(Inputs(x.q, torch.cat([self.rounded(b) for b in x.k.split(8, dim=2)], 2), x.v), state)
+
+    def rounded(self, block):
+        low, high = block.amin(2, keepdim=True).detach(), block.amax(2, keepdim=True).detach()
+        step = ((high - low) / 15).clamp(min=1e-9)
+        return low + step * ((block - low) / step).round()
+
+
+@killed_by("causality", "outputs before keys")
+class EvictsByFutureScores(Softmax):
+    """Half of the keys are left out: those that all queries together, the later ones too, look at least."""
+
+    def extend(self, x, state=None):
+        _, state = super().extend(x, state)
+        k, v = (t.tensor for t in state)
+        seen = torch.ones(x.q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - x.q.shape[2])
+        got = weights_of(Inputs(x.q, k, v), self.geometry.scaling, seen).sum((1, 2))
+        heavy = got >= got.median(1, keepdim=True).values
+        seen = (seen & heavy[:, None]) | torch.eye(k.shape[2], dtype=torch.bool)[-x.q.shape[2] :]
+        return weights_of(Inputs(x.q, k, v), self.geometry.scaling, seen[:, None]) @ repeat_heads(
+            v, x.q.shape[1]
+        ), state
+
+
 @killed_by("causality", "gradient to future v")
 class GradientOfTheFuture(Softmax):
     """The future adds nothing to an output, yet has a gradient."""

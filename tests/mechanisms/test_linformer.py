@@ -31,7 +31,7 @@ def test_pooling_keeps_the_mass_whatever_is_learnt():
 @pytest.mark.parametrize("segment", [4, 24])
 def test_spans_of_queries_do_not_show(branches: str, segment: int, monkeypatch: pytest.MonkeyPatch):
     """Several spans, of which the first ones see no slot where segments are long, computed again in the backward pass."""
-    monkeypatch.setattr("attnopt.mechanisms.linformer.QUERY_SPAN", 32)
+    monkeypatch.setattr("attnopt.ops.softmax.blocks.QUERY_SPAN", 32)
     linformer, x = build(segment=segment, slots=2, branches=branches), inputs(75)
     with torch.no_grad():
         for p in linformer.parameters():

@@ -142,7 +142,7 @@ def test_code_of_another_chapter_changes_no_student_and_that_of_a_kernel_its_own
     for kind in mechanisms.mechanism_names():
         code = runs(kind)
         assert not [m for m in code if m.split("/")[1] in ("report", "evaluation", "bench", "settings.py", "cli.py")]
-        assert any(m.startswith("attnopt/ops/nsa/") for m in code) == (kind == "nsa")
+        assert any(m.startswith("attnopt/ops/nsa/") for m in code) == (kind in ("moba", "nsa"))
         assert len([m for m in code if m.startswith("attnopt/mechanisms/") and m.count("/") == 2]) <= 5
     assert code_digest("stages.distill") != code_digest("stages.distill", "attnopt.mechanisms.nsa")
 
@@ -158,12 +158,12 @@ def test_the_stages_look_without_torch(stage: str) -> None:
     assert ended.stdout.strip() == "[]"
 
 
-def test_every_mechanism_is_in_the_default_study() -> None:
-    default = YAML(typ="safe").load((ROOT / "studies/mini.yaml").read_text())
-    assert set(committed_kinds()) <= set(default["variants"].values())
+def test_every_mechanism_is_in_the_study_of_all() -> None:
+    everything = YAML(typ="safe").load((ROOT / "studies/all.yaml").read_text())
+    assert set(committed_kinds()) <= set(everything["variants"].values())
 
 
-@pytest.mark.parametrize("name", ["mini", "gpt2", "smollm2"])
+@pytest.mark.parametrize("name", ["mini", "all", "gpt2", "smollm2"])
 def test_studies_are_valid(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(study, "STUDIES", ROOT / "studies")
     (tmp_path / "params.yaml").write_text(study.compose_study(name))

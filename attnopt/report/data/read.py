@@ -13,7 +13,7 @@ from attnopt.records.teacher import TeacherManifest
 from attnopt.report.data import files, tables
 from attnopt.report.params import ReportParams
 
-CONTROLS = ("softmax", "none")
+CONTROLS = ("softmax", "none", "topk")
 """Kinds that are controls where params.yaml names none."""
 MACHINE = ("cpu", "cores", "device", "dtype", "threads", "torch")
 
