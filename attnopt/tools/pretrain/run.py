@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from attnopt.tools.pretrain.text import TEXT, train_tokenizer, training_text
 SHORT, LONG, TOKENS, LONG_EVERY, SAVE_EVERY = 256, 1024, 8192, 2, 50
 GUIDE = 0.5
 """Weight of the loss on where heads look, at the start; it falls to zero with the rate."""
+AVERAGED = 6
+"""The weights that are written are the mean of so many last saves (Izmailov et al. 2018, arXiv:1803.05407)."""
 
 
 def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start: Path) -> dict[str, Any]:
@@ -53,15 +56,16 @@ def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start:
         training = Training(grown_model(start, seed), lr)
         training.resume(checkpoint.load())
         training.run(source, steps, seed, lambda: figures(training.model, tokenizer, held_out, ALONG), checkpoint.save)
-        rounded = _rounded(training.model)
+        written = training.averaged()
+        rounded = _rounded(written)
         found = figures(rounded, tokenizer, held_out, FINAL)
         record: dict[str, Any] = {"steps": steps, "tokens": steps * TOKENS, "lr": lr, "seed": seed}
         record |= {"start": _origin(start), "seconds": round(training.seconds)}
-        record |= {"mix": MIX | {"home": HOME}, "blocks": _blocks()}
+        record |= {"averaged": AVERAGED, "mix": MIX | {"home": HOME}, "blocks": _blocks()}
         record |= {"training_text": TEXT, "training_tokens": len(source.stream), "sha256": sha256(*texts)}
         record |= {"figures": found, "measured": HOW, "history": training.history, "environment": environment()}
         record |= {"figures_on_the_first_article": figures(rounded, tokenizer, held_out[:1], CHECK)}
-        save_teacher(training.model, tokenizer, out, record)
+        save_teacher(written, tokenizer, out, record)
     checkpoint.remove()
     return record
 
@@ -74,6 +78,7 @@ class Training:
         self.opts = optimizers(model, lr)
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, Any]] = []
+        self.saved: deque[dict[str, Tensor]] = deque(maxlen=AVERAGED)
 
     def run(
         self, source: Source, steps: int, seed: int, measure: Callable[[], dict[str, Any]], save: Callable[[Any], None]
@@ -92,6 +97,7 @@ class Training:
                     reached = {"step": self.step, "steps": steps, "loss": loss, "seconds": round(self.seconds)}
                     self.history.append(reached | measure())
                     progress.write(str(self.history[-1]))
+                    self.saved.append({name: t.clone() for name, t in self.model.state_dict().items()})
                     save(self.state())
 
     def update(self, loss_of: Callable[..., tuple[Tensor, Tensor]], batch: Batch, guide: Tensor, lr: float) -> float:
@@ -107,7 +113,7 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         moving = {"model": self.model.state_dict(), "opts": [opt.state_dict() for opt in self.opts]}
-        done = {"step": self.step, "seconds": self.seconds, "history": self.history}
+        done = {"step": self.step, "seconds": self.seconds, "history": self.history, "saved": [*self.saved]}
         return moving | done | {"rng": torch.get_rng_state()}
 
     def resume(self, state: dict[str, Any] | None) -> None:
@@ -119,6 +125,13 @@ class Training:
             opt.load_state_dict(saved)
         torch.set_rng_state(state["rng"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.saved.extend(state["saved"])
+
+    def averaged(self) -> Any:
+        """A copy of the model with the mean of the last saves' weights."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict({n: torch.stack([kept[n] for kept in self.saved]).mean(0) for n in self.saved[-1]})
+        return model
 
 
 def batch(source: Source, seed: int, step: int) -> Batch:

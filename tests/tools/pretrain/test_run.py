@@ -1,5 +1,6 @@
 """The training run of the bundled teacher: it can be stopped and gone on with, and learns."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,21 @@ def test_the_record_says_what_was_done(little: Path) -> None:
     assert record["history"][-1]["steps"] == record["steps"] == 2
     assert record["figures_on_the_first_article"] == {"perplexity": {"128": 1.0}}
     assert set(record["figures"]) <= set(record["measured"])
+
+
+def test_the_mean_of_the_last_saves_is_written(little: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "AVERAGED", 2)
+    saves: list[dict[str, Any]] = []
+    keep = run.Checkpoint.save
+    monkeypatch.setattr(
+        run.Checkpoint, "save", lambda self, state: (saves.append(copy.deepcopy(state)), keep(self, state))
+    )
+    train(little)
+    written = load_file(little / "out" / "model.safetensors")
+    name = "transformer.wpe.weight"
+    mean = (saves[-1]["model"][name] + saves[-2]["model"][name]) / 2
+    torch.testing.assert_close(written[name].float(), mean, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(written[name].float(), saves[-1]["model"][name], rtol=1e-3, atol=1e-4)
 
 
 def test_tokens_that_do_not_count_leave_the_loss_alone(little: Path) -> None:
