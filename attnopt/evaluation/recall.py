@@ -71,16 +71,17 @@ class Score:
 
 
 def copy_items(
-    stream: Tensor, n_items: int, passage: int, gap: int, seed: int, ends: np.ndarray | None = None
+    stream: Tensor, n_items: int, passage: int, gap: int, seed: int, ends: np.ndarray | None = None, cue: int = 1
 ) -> Items:
     """Blocks of a passage, the `gap` tokens that follow it in the text, and the passage again.
 
-    Every token of the second copy but its first, which nothing announces, is a query of its own.
+    Every token of the second copy but its first few, the cue, is a query of its own.
 
     Args:
         stream: (tokens,) held-out text.
         passage: tokens of the passage.
         ends: where each document of the stream ends; a passage and its gap are then of one document.
+        cue: tokens of the second copy that are given: nothing announces the first, and the next few may be ambiguous.
 
     Raises:
         ValueError: the text is shorter than a passage and its gap.
@@ -93,9 +94,9 @@ def copy_items(
     text = stream[starts + torch.arange(passage + gap)]
     ids = torch.cat([text, text[:, :passage]], 1)
     answers = torch.full_like(ids, -1)
-    answers[:, passage + gap + 1 :] = torch.arange(passage - 1)
+    answers[:, passage + gap + cue :] = torch.arange(passage - cue)
     first = torch.zeros_like(ids, dtype=torch.bool)
-    first[:, 1:passage] = True
+    first[:, cue:passage] = True
     return Items(ids, answers, first)
 
 

@@ -204,3 +204,10 @@ def test_losses_are_those_of_the_answers_and_of_their_first_occurrence(stream: T
     first = [-logp[row[t - 1], row[t]] for row in items.ids for t in range(1, 8)]
     assert score.nll == pytest.approx(torch.stack(second).mean().item(), rel=1e-5)
     assert score.first_nll == pytest.approx(torch.stack(first).mean().item(), rel=1e-5)
+
+
+def test_the_cue_is_given_and_not_asked_for(stream: Tensor) -> None:
+    items = copy_items(stream, 3, passage=8, gap=5, seed=0, cue=3)
+    asked = (items.answers >= 0).nonzero()[:, 1].reshape(3, -1)
+    assert (asked == torch.arange(8 + 5 + 3, 8 + 5 + 8)).all()
+    assert items.first.nonzero()[:, 1].reshape(3, -1).tolist() == [[3, 4, 5, 6, 7]] * 3

@@ -10,7 +10,7 @@ from torch import Tensor
 from attnopt.evaluation.recall import Score, copy_items, recall_items, score_items, words_of
 from attnopt.tools.pretrain.text import token_stream
 
-PASSAGE = 32
+PASSAGE, CUE = 32, 4
 ALONG = {"perplexity": (128,), "gaps": (0, 128, 512), "copies": 32, "pairs": (8, 32), "lists": 10}
 FINAL = {"perplexity": (128, 256, 512, 1024), "gaps": (0, 32, 128, 256, 512), "copies": 200,
          "pairs": (4, 8, 16, 32, 48), "lists": 40}  # fmt: skip
@@ -21,6 +21,7 @@ HOW = {
     "copy": f"valid articles: a passage of {PASSAGE} tokens, the text that follows it (so many tokens), the passage "
     "again; top-1 and nats per token of the second copy after its first token, and nats of the same tokens in the "
     "first copy",
+    "copy_after_cue": f"the same after the second copy's first {CUE} tokens, which tell which passage comes again",
     "recall": "so many random words of the valid articles to uniform numbers of four digits (`apple => 4831 ;`), then "
     "every word again in random order; the share of words of whose number every token is the arg-max",
 }
@@ -50,11 +51,15 @@ def figures(model: Any, tokenizer: Any, texts: list[str], sizes: dict[str, Any],
     training = model.training
     model.eval()
     stream, words = token_stream(tokenizer, texts), words_of(texts)
-    copies = {gap: copy_items(stream, sizes["copies"], PASSAGE, gap, seed) for gap in sizes["gaps"]}
+    copies, cued = (
+        {gap: copy_items(stream, sizes["copies"], PASSAGE, gap, seed, cue=cue) for gap in sizes["gaps"]}
+        for cue in (1, CUE)
+    )
     recalls = {n: recall_items(tokenizer, words, n, sizes["lists"], seed) for n in sizes["pairs"]}
     found = {
         "perplexity": {str(block): round(perplexity(model, stream, block), 3) for block in sizes["perplexity"]},
         "copy": {str(gap): _fields(score_items(logits_of, items)) for gap, items in copies.items()},
+        "copy_after_cue": {str(gap): _fields(score_items(logits_of, items)) for gap, items in cued.items()},
         "recall": {str(n): _fields(score_items(logits_of, items)) for n, items in recalls.items()},
     }
     model.train(training)
