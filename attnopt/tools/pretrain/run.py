@@ -26,8 +26,9 @@ from attnopt.tools.pretrain.text import TEXT, train_tokenizer, training_text
 SHORT, LONG, TOKENS, LONG_EVERY, SAVE_EVERY = 256, 1024, 8192, 2, 50
 GUIDE = 0.5
 """Weight of the loss on where heads look, at the start; it falls to zero with the rate."""
-AVERAGED = 6
-"""The weights that are written are the mean of so many last saves (Izmailov et al. 2018, arXiv:1803.05407)."""
+AVERAGED, APART = 4, 3
+"""The weights that are written are the mean of so many saves, the last and every third before it (Izmailov et al. 2018,
+arXiv:1803.05407)."""
 
 
 def pretrain(wikitext: Path, out: Path, steps: int, lr: float, seed: int, start: Path) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class Training:
         self.opts = optimizers(model, lr)
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, Any]] = []
-        self.saved: deque[dict[str, Tensor]] = deque(maxlen=AVERAGED)
+        self.saved: deque[dict[str, Tensor]] = deque(maxlen=(AVERAGED - 1) * APART + 1)
 
     def run(
         self, source: Source, steps: int, seed: int, measure: Callable[[], dict[str, Any]], save: Callable[[Any], None]
@@ -128,9 +129,9 @@ class Training:
         self.saved.extend(state["saved"])
 
     def averaged(self) -> Any:
-        """A copy of the model with the mean of the last saves' weights."""
-        model = copy.deepcopy(self.model)
-        model.load_state_dict({n: torch.stack([kept[n] for kept in self.saved]).mean(0) for n in self.saved[-1]})
+        """A copy of the model with the mean of the saves' weights."""
+        model, saved = copy.deepcopy(self.model), [*self.saved][::-1][::APART]
+        model.load_state_dict({n: torch.stack([kept[n] for kept in saved]).mean(0) for n in saved[0]})
         return model
 
 
