@@ -23,8 +23,8 @@ from attnopt.records.evaluate import TEACHER_CAN, RecallRow, Task
 from attnopt.statistics import mean_and_error, wilson
 from attnopt.teacher.head import Head
 
-PASSAGE = 32
-"""Tokens of a passage that is copied."""
+PASSAGE, CUE = 32, 4
+"""Tokens of a passage that is copied, and how many of its second copy are given: a first token or two may begin many."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _draws(
     count, seed = params.items, params.seed
     stream = torch.from_numpy(documents.tokens.astype(np.int64))
     return {
-        "copy": lambda gap: copy_items(stream, count, PASSAGE, gap, seed, documents.ends),
+        "copy": lambda gap: copy_items(stream, count, PASSAGE, gap, seed, documents.ends, CUE),
         "pairs": lambda n: recall_items(tokenizer, words, n, count, seed),
         "phone_book": lambda n: phone_book_items(tokenizer, words, n, count, seed),
         "needle": lambda length: needle_items(tokenizer, words, length, count, seed),
