@@ -24,7 +24,7 @@ from attnopt.statistics import mean_and_error, wilson
 from attnopt.teacher.head import Head
 
 PASSAGE, CUE = 32, 4
-"""Tokens of a passage that is copied, and how many of its second copy are given: a first token or two may begin many."""
+"""Tokens of a passage that is copied, and how many of its second copy are given, for a first few may begin many."""
 
 
 @dataclass(frozen=True)
