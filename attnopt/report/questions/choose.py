@@ -13,6 +13,8 @@ from attnopt.report.questions.picture import picture
 from attnopt.statistics import pareto
 
 SLUG, QUESTION = "choose", "Which variant for which context length and memory?"
+MUCH = 0.5
+"""Share of the recommended one's KL under which a variant with more state is named for the least state, not the KL."""
 COSTS = {"decode_ms": "decoding", "prefill_ms": "prefill", "state": "state"}
 
 
@@ -93,17 +95,19 @@ def _cost_words(context: Context, length: int, row: Any) -> str:
 
 
 def _last(context: Context, length: int) -> str:
-    """What is not known; or else what more state buys."""
-    if context.unmeasured:
-        return not_measured(context.unmeasured)
+    """What more state buys, and what is not known."""
+    unknown = f" {not_measured(context.unmeasured)}" if context.unmeasured else ""
     table = eligible(context, length)
-    best, rest = table[table["group"] == at_length.WITHIN].head(1), table[table["group"] == at_length.BEYOND].head(1)
+    best, rest = table[table["group"] == at_length.WITHIN].head(1), table[table["group"] == at_length.BEYOND]
     if not len(rest):
-        return "No variant with more state was evaluated."
-    row = rest.iloc[0]
+        return unknown.strip() or "No variant with more state was evaluated."
+    closer = rest[rest["kl"] < MUCH * best.iloc[0]["kl"]].sort_values("share") if len(best) else rest
+    row = (closer if len(closer) else rest).iloc[0]
     kl = formats.plus_minus(row["kl"], row["kl_se"])
-    than = "closer" if len(best) and row["kl"] < best.iloc[0]["kl"] else "no closer"
-    return f"With more state, **{rest.index[0]}** is {than} (KL {kl}, {formats.times(row['share'])} softmax’s state)."
+    than = "no closer" if len(best) and row["kl"] >= best.iloc[0]["kl"] else "closer"
+    much = "much " if len(closer) and len(best) else ""
+    state = f"KL {kl}, {formats.times(row['share'])} softmax’s state"
+    return f"With more state, **{row.name}** is {much}{than} ({state}).{unknown}"
 
 
 def not_measured(lengths: list[int]) -> str:

@@ -37,11 +37,14 @@ def answer(context: Context) -> Answer:
 
 
 def _quarters(context: Context, rows: pd.DataFrame) -> dict[str, float]:
-    """Mean KL of a block's first and last quarter, and their ratio with a 95 % interval."""
+    """Mean KL of a block's first and last quarter, and their ratio with a 95 % interval; none where the first is exact,
+    as that of a window is while it holds all tokens."""
     kl = rows.groupby("position")["kl"].mean().to_numpy(float)
     quarter = max(1, len(kl) // 4)
     pairs = np.stack([kl[:quarter], kl[-quarter:]], axis=1)
     first, last = (float(mean) for mean in pairs.mean(0))
+    if first <= ZERO:
+        return {"first": first, "last": last} | dict.fromkeys(("ratio", "low", "high"), math.nan)
     low, high = bootstrap(
         [pair[None] for pair in pairs], lambda p: float(p[:, 1].mean() / p[:, 0].mean()), context.params.resamples
     )
@@ -51,9 +54,12 @@ def _quarters(context: Context, rows: pd.DataFrame) -> dict[str, float]:
 def _short(frame: pd.DataFrame) -> str:
     late, early, top = int((frame["low"] > 1).sum()), int((frame["high"] < 1).sum()), frame.iloc[0]
     ratio = f"{formats.times(top['ratio'])} {formats.interval(top['low'], top['high'])}"
+    exact = frame[frame["ratio"].isna() & frame["last"].gt(ZERO)]
+    most = f"; it rises most for **{top['variant']}**, {ratio}" if not math.isnan(top["ratio"]) else ""
+    none = f" Exact in the first: {formats.listing([f'**{v}**' for v in exact['variant']])}." if len(exact) else ""
     return (
-        f"KL is higher in the last quarter of a block than in the first for {late} of {len(frame)} variants, lower for "
-        f"{early}; it rises most for **{top['variant']}**, {ratio}."
+        f"KL is higher in the last quarter of a block than in the first for {late + len(exact)} of {len(frame)} "
+        f"variants, lower for {early}{most}.{none}"
     )
 
 
