@@ -137,14 +137,15 @@ def _positions(context: Context, measured: list[int]) -> Figure:
     table = context.records.bins
     keys = ["ppl_ratio", "ppl_ratio_low", "ppl_ratio_high", "kl_forward"]
     means = table.groupby(["variant", "length", "start", "stop"], sort=False)[keys].mean().reset_index()
-    means = means[means["variant"].map(context.records.variants) != "none"]
+    shown = {v for n in measured for v in at_length.competing(at_length.quality(context.records, n)).index}
+    means = means[means["variant"].isin(shown)]
     means = means.assign(middle=(means["start"].clip(lower=1) * means["stop"]) ** 0.5)
     return Figure(
         name="positions_at_length",
         title="Perplexity over the teacher’s by position",
         alt="Perplexity over the teacher's of every variant against the position in a long document.",
         caption="The test split, positions in bins that double; bands: 95 % intervals over documents. At 1 a variant "
-        "predicts as well as the teacher does; no attention at all is off the scale.",
+        "predicts as well as the teacher does. Controls are in the table.",
         views=[
             View(f"pieces of {formats.length(n)} tokens", [_position_panel(context, means[means["length"] == n])])
             for n in measured[::-1]
