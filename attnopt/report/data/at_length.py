@@ -32,12 +32,11 @@ class Budget(NamedTuple):
 
 
 def budget(records: Records) -> Budget:
-    """What trainings recorded, or else params.yaml's section `state`, or else SHARE at every length."""
-    told = records.runs.reindex(columns=["state_budget", "state_length"]).apply(pd.to_numeric).max()
-    asked = _asked(records.settings)
-    share, length = told["state_budget"], told["state_length"]
-    share = asked.get("share") if pd.isna(share) else share
-    length = asked.get("length") if pd.isna(length) else length
+    """What most trainings recorded, or else params.yaml's section `state`, or else SHARE at every length."""
+    asked, told = _asked(records.settings), records.runs.reindex(columns=["state_budget", "state_length"])
+    share, length = (next(iter(pd.to_numeric(told[key]).mode()), None) for key in told)
+    share = asked.get("share") if share is None else share
+    length = asked.get("length") if length is None else length
     return Budget(float(share) if share else SHARE, int(length) if length else None)
 
 

@@ -1,6 +1,7 @@
 """Quality at length decides: planted truths are found, and where they are not there the page says so."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -316,3 +317,9 @@ def test_questions_about_blocks_say_that_they_are(context):
             in answers[slug].limits
         )
     assert "on pieces of 1024 tokens, of variants with at most 1/8" in answers["simplest"].short
+
+
+def test_the_budget_is_that_of_most_and_not_of_one_with_its_own() -> None:
+    runs = pd.DataFrame({"state_budget": [0.125, None, 0.125, 0.5], "state_length": [1024] * 4})
+    found = at_length.budget(SimpleNamespace(runs=runs, settings=""))
+    assert (found.share, found.length) == (0.125, 1024)
