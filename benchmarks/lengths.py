@@ -59,8 +59,12 @@ def content_of(row: str, original: dict[str, Any]) -> dict[str, Any]:
     """params.yaml of a row, with its relative paths made absolute."""
     block, changes = ROWS[row]
     content = copy.deepcopy(original)
-    batch = {"corpus": {"block": block, "long_block": None}, "distill": {"batch": TOKENS // block, "keep": []}}
-    for change in (batch, *changes):
+    plain = {
+        "corpus": {"block": block, "long_block": None},
+        "teacher": {"shift": 0.0},
+        "distill": {"batch": TOKENS // block, "keep": [], "long_share": 0.0},
+    }
+    for change in (plain, *changes):
         for section, keys in change.items():
             content[section] = (content.get(section) or {}) | keys
     for section in ("corpus", "teacher"):
