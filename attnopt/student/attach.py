@@ -1,7 +1,7 @@
 """Swap mechanisms into a causal language model, in place and without modelling code, and take them out again.
 
 transformers lets an attention function be registered by name. Ours (attnopt/student/attention.py) gets the layer, q, k
-and v; a pre-hook on each attention layer supplies what it does not get: the layer's input and the cache.
+and v; around each attention layer's `forward` stands what it does not get: the layer's input and the cache.
 """
 
 import types
@@ -40,7 +40,7 @@ class Attachment:
         swap: what was asked for, with all options as they were chosen.
         attention: the model's attention implementation before.
         use_cache: `config.use_cache` before. generates_with_cache: `generation_config.use_cache` before.
-        hooks: on the model and on its attention layers.
+        hooks: on the model.
         patched: names of the model's methods that its own attributes hide.
     """
 
@@ -97,7 +97,7 @@ def attach(model: Any, swap: Swap, seed: int = 0) -> Any:
 def detach(model: Any) -> Any:
     """Give a swapped model its softmax back, in place: what `attach` added is taken away.
 
-    Gone are the mechanisms with their parameters, all hooks and the patched methods; the config's use_cache and
+    Gone are the mechanisms with their parameters, the hook and the patched methods; the config's use_cache and
     attention implementation and the generation config are as before. The model's own weights stay as they are: those
     of a student that was trained are the trained ones.
 
@@ -117,7 +117,7 @@ def detach(model: Any) -> Any:
         delattr(model, name)
     for layer in model.modules():
         if isinstance(getattr(layer, "mechanism", None), Mechanism):
-            del layer.mechanism, layer.attnopt_call
+            del layer.mechanism, layer.attnopt_call, layer.forward
     model.set_attn_implementation(made.attention)
     model.config.use_cache = made.use_cache
     model.generation_config.use_cache = made.generates_with_cache
@@ -195,8 +195,7 @@ def _build_mechanisms(model: Any, layers: list[nn.Module], swap: Swap, seed: int
 def _install(layer: Any, mechanism: Mechanism, made: Attachment) -> None:
     layer.mechanism = mechanism
     layer.attnopt_call = None
-    made.hooks.append(layer.register_forward_pre_hook(attention.note_call, with_kwargs=True))
-    made.hooks.append(layer.register_forward_hook(attention.forget_call, always_call=True))
+    layer.forward = types.MethodType(attention.noting(type(layer).forward), layer)
 
 
 def _serve_own_cache(model: Any, made: Attachment) -> None:
