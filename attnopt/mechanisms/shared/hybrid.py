@@ -173,7 +173,7 @@ class Hybrid(Mechanism):
         """
         lead, stop = q.shape[2] - new, kept.k.shape[2] - self.options.window
         if q.shape[2] == 1 and far is not None and self.options.window:
-            leaving = kept.k[:, :, stop - 1 : stop], kept.v[:, :, stop - 1 : stop]
+            leaving = kept.k[:, :, stop - 1 : stop].contiguous(), kept.v[:, :, stop - 1 : stop].contiguous()
             out, *after = self.step(q, *leaving, *self._exact(q, kept), *far)
             return out, LinearState(*after)
         maps, joining = (self._query_features, self._key_features), slice(stop - new, stop)
