@@ -135,6 +135,9 @@ class Masks(Mechanism):
                 raise ValueError(f"{', '.join(names)} has a candidate twice")
             return names
 
+    selects_near: Tensor
+    selects_first: Tensor
+
     def __init__(self, geometry: Geometry, options: Options):
         super().__init__(geometry, options)
         self.candidates = [Candidate.parse(name) for name in options.candidates]
@@ -174,7 +177,7 @@ class Masks(Mechanism):
     def _attend(self, q: Tensor, kept: WindowState) -> Tensor:
         """The output of queries q (B, H, T, D), whose own tokens are the last T that are `kept`."""
         if reads_memory(q, kept, self.alpha):
-            return self._step(q, kept.last_k.stretch, kept.last_v.stretch)
+            return self._step(q, *kept.stretches)
         parts = [self._band(q, kept, start, stop) for start, stop in self._runs() if start < kept.k.shape[2]]
         parts += [self._strided(q, kept, i) for i in self.far]
         if self.sinks:

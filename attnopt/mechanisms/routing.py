@@ -161,12 +161,12 @@ class Routing(Mechanism):
         count = self.options.members
         cluster = self.cluster(k)  # (B, G, 1)
         places = (cluster * count + torch.arange(count, device=k.device))[..., None].expand(-1, -1, -1, k.shape[3])
-        last = [
+        k_all, v_all = (
             tokens.scatter(2, places, torch.cat([tokens.gather(2, places)[:, :, 1:], new], dim=2))
             for tokens, new in ((old.k, k), (old.v, v))
-        ]
+        )
         one = torch.ones_like(cluster)
-        return Members(*last, old.held.scatter_add(2, cluster, one).clamp_(max=count))
+        return Members(k_all, v_all, old.held.scatter_add(2, cluster, one).clamp_(max=count))
 
     def parallel(self, x: Inputs) -> Tensor:
         if self.options.branches != "both":

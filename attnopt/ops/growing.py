@@ -41,7 +41,8 @@ class Memory:
 
     def replace(self, data: Tensor) -> None:
         self.data, self.raw = data, data.data
-        self.mask, self.masked = None, 0
+        self.mask: Tensor | None = None
+        self.masked = 0
 
     def __deepcopy__(self, memo: dict) -> "Memory":
         return Memory(copy.deepcopy(self.data, memo), self.taken)

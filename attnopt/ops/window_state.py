@@ -45,6 +45,13 @@ class WindowState(NamedTuple):
         """Their values."""
         return self.last_v.pinned if isinstance(self.last_v, Tokens) else self.last_v[:, :, : self.first]
 
+    @property
+    def stretches(self) -> tuple[Tensor, Tensor]:
+        """Keys and values as they lie in memory after the first `cut`, (B, G, m, D) each: see `Tokens.stretch`."""
+        assert isinstance(self.last_k, Tokens)
+        assert isinstance(self.last_v, Tokens)
+        return self.last_k.stretch, self.last_v.stretch
+
     def cut(self, last: int) -> "WindowState":
         """The state with only the last `last` tokens beside the first ones, in memory of its own."""
         return WindowState(_cut(self.last_k, last, self.first), _cut(self.last_v, last, self.first), *self[2:])

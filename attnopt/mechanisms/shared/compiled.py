@@ -31,7 +31,7 @@ def compile_steps(mechanisms: Iterable[Mechanism]) -> int:
 
 
 @cache
-def _compiled(cls: type[Mechanism], name: str) -> Callable[..., Any]:
+def _compiled(cls: Any, name: str) -> Callable[..., Any]:
     """On a CPU one thread computes a step: a step is too short for several to be woken for each of its loops."""
     return torch.compile(getattr(cls, name), fullgraph=True, dynamic=False, options={"cpp.threads": 1})
 

@@ -36,9 +36,7 @@ def attend_memory(q: Tensor, kept: WindowState, window: int, scaling: float) -> 
     Returns: out (B, H, 1, D), lse (B, H, 1).
     """
     assert isinstance(kept.last_k, Tokens)
-    assert isinstance(kept.last_v, Tokens)
-    k, v = kept.last_k.stretch, kept.last_v.stretch
-    return attend_rows(q, k, v, kept.last_k.hidden(window), scaling)
+    return attend_rows(q, *kept.stretches, kept.last_k.hidden(window), scaling)
 
 
 def attend_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Part:
