@@ -26,7 +26,7 @@ def compile_steps(mechanisms: Iterable[Mechanism]) -> int:
         _probe()
     for mechanism in chosen:
         for name in mechanism.compiles:
-            vars(mechanism)[name] = partial(_compiled(type(mechanism), name), mechanism)
+            vars(mechanism)[name] = partial(_compiled(type(mechanism), name), mechanism)  # type: ignore[arg-type]
     return len(chosen)
 
 
