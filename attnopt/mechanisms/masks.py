@@ -112,6 +112,7 @@ class Masks(Mechanism):
     paper = "Child et al. 2019"
     growth: Literal["window", "linear"] = "window"
     cost = "(w + f) D"
+    compiles = ("log_masses",)
 
     class Options(MechanismOptions):
         candidates: tuple[str, ...] = ("last:1", "last:2", "last:3", "last:4", "last:5")
@@ -157,7 +158,9 @@ class Masks(Mechanism):
         ):
             index = torch.arange(count)
             selects = [self.candidates[i].selects(index, index) for i in members]
-            self.register_buffer(name, torch.stack(selects) if selects else None, persistent=False)
+            self.register_buffer(
+                name, torch.stack(selects) if selects else torch.zeros(0, count, dtype=torch.bool), persistent=False
+            )
 
     def extend(self, x: Inputs, state: AllTokens | WindowState | None = None) -> tuple[Tensor, State]:
         if self.far:
@@ -199,13 +202,13 @@ class Masks(Mechanism):
             logs = logs.expand(q.shape[1], -1).unflatten(0, group)[None]
             return attend_rows(q, k[:, :, at], v[:, :, at], logs, scaling)
 
+        near, first = self.log_masses()
         parts = []
         if self.near:
             last = min(self.window, count)
-            parts.append(read(slice(count - last, None), self._log_mass(self.near, last).flip(1)))
+            parts.append(read(slice(count - last, None), near[:, self.window - last :]))
         if self.first:
-            first = min(self.sinks, count)
-            parts.append(read(slice(0, first), self._log_mass(self.first, first)))
+            parts.append(read(slice(0, min(self.sinks, count)), first[:, :count]))
         for i in self.far:
             at = slice((count - 1) % self.candidates[i].size, None, self.candidates[i].size)
             out, lse = attend_rows(q, k[:, :, at], v[:, :, at], None, scaling)
@@ -242,6 +245,10 @@ class Masks(Mechanism):
         stride = self.candidates[index].size
         out, lse = strided_attention(q, kept.k, kept.v, stride, self.geometry.scaling)
         return out, lse + F.logsigmoid(self.alpha[:, index, None]).to(lse)
+
+    def log_masses(self) -> tuple[Tensor, Tensor]:
+        """`_log_mass` of the window, the token's own at the end, and of the first tokens; to be compiled."""
+        return self._log_mass(self.near, self.window).flip(1), self._log_mass(self.first, self.sinks)
 
     def _log_mass(self, members: list[int], count: int) -> Tensor:
         """The log of the coefficients' sum for each of `count` distances (or, for `first`, positions).

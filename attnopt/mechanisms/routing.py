@@ -22,7 +22,7 @@ Work is sub-quadratic: keys are sorted by cluster, so that what a query reads th
 """
 
 from itertools import product
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -81,6 +81,7 @@ class Routing(Mechanism):
     growth = "window"
     parallel_up_to = 512
     cost = "(window + f + p m + clusters) D"
+    compiles = ("step",)
 
     class Options(MechanismOptions):
         window: Annotated[int, Field(ge=1)] = 16
@@ -146,15 +147,30 @@ class Routing(Mechanism):
             old: the members before it.
         """
         near = attend_memory(q, kept, self.options.window, self.geometry.scaling)
+        joins = kept.seen >= self.options.window + self.options.sinks
+        out, *after = self.step(q, kept.k[:, :, :1].contiguous(), kept.v[:, :, :1].contiguous(), *near, *old, joins)
+        return out, Members(*after)
+
+    def step(
+        self, q: Tensor, k: Tensor, v: Tensor, near: Tensor, near_log: Tensor, *members: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`_step` of tensors, to be compiled.
+
+        Args:
+            q: (B, H, 1, D).
+            k, v: (B, G, 1, D), the token that joins the members.
+            near, near_log: (B, H, 1, D) and (B, H, 1), the window's part.
+            members: the three tensors of `Members`, and whether the token joins them.
+        """
+        *tensors, joins = members
+        old = Members(*tensors)
         empty = torch.arange(self.options.members, device=q.device) < self.options.members - old.held[..., None]
         groups, picks = old.k.shape[1], self.picks(q)[:, :, 0]
         unread = torch.ones(*picks.shape[:2], self.options.clusters, dtype=torch.bool, device=q.device)
         unread = unread.scatter_(2, picks, False).unflatten(1, (groups, -1))[..., None] | empty[:, :, None]
         mask = torch.zeros(unread.shape, dtype=q.dtype, device=q.device).masked_fill_(unread, MASKED).flatten(3)
         far = attend_rows(q, old.k, old.v, mask, self.geometry.scaling)
-        if kept.seen >= self.options.window + self.options.sinks:
-            old = self._joined(old, kept.k[:, :, :1], kept.v[:, :, :1])
-        return merge(near, far)[0], old
+        return merge((near, near_log), far)[0], *(self._joined(old, k, v) if joins else old)
 
     def _joined(self, old: Members, k: Tensor, v: Tensor) -> Members:
         """The members after one more token, k and v (B, G, 1, D): the last of its cluster, whose first gives way."""
