@@ -18,8 +18,12 @@ def reads_memory(q: Tensor, kept: WindowState, *parameters: Tensor) -> bool:
     Args:
         parameters: what the mask is made of.
     """
-    k = kept.last_k
-    if q.shape[2] != 1 or not q.is_cpu or not isinstance(k, Tokens) or q.dtype not in (torch.float32, torch.float64):
+    return isinstance(kept.last_k, Tokens) and reads_tokens(q, kept.last_k, *parameters)
+
+
+def reads_tokens(q: Tensor, k: Tokens, *parameters: Tensor) -> bool:
+    """As `reads_memory`, of the memory that holds the keys k."""
+    if q.shape[2] != 1 or not q.is_cpu or q.dtype not in (torch.float32, torch.float64) or k.stretch.dtype != q.dtype:
         return False
     return not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k.stretch, *parameters)))
 
