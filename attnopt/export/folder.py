@@ -23,7 +23,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from attnopt.core.errors import UserError
 from attnopt.core.files import write_json
 from attnopt.export.description import KEY, Description, describe
-from attnopt.export.origin import card_text
+from attnopt.export.origin import card_text, tokenizer_of
 from attnopt.export.pretrained import MODEL_TYPE, is_exported
 from attnopt.student.attach import Attachment, attachment_of, mechanisms_of
 from attnopt.teacher.model import without_loading_bars
@@ -99,7 +99,7 @@ def _write_beside(student: Any, made: Attachment, aside: Path, state_dict: dict[
     generation.save_pretrained(aside)
     template = (resources.files("attnopt") / "assets/export" / f"{MODELING}.py.txt").read_text(encoding="utf-8")
     (aside / f"{MODELING}.py").write_text(template.replace("VERSION", description.attnopt), encoding="utf-8")
-    if (tokenizer := getattr(student, "tokenizer", None)) is not None:
+    if (tokenizer := tokenizer_of(student)) is not None:
         tokenizer.save_pretrained(aside)
     (aside / "README.md").write_text(card_text(student, description, state_dict), encoding="utf-8")
 

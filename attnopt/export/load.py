@@ -3,30 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
 from transformers.utils import CONFIG_NAME
 
-from attnopt.core.errors import UserError
-from attnopt.export.origin import note_origin
+from attnopt.export.origin import note_origin, tokenizer_in
 from attnopt.export.pretrained import load_exported
 from attnopt.student.files import CARD, load_student
 
 
 def load_anywhere(folder: Path, device: str = "cpu") -> Any:
-    """The student of models/NAME/SEED or of an exported folder, with its tokenizer, where that is there.
+    """The student of models/NAME/SEED or of an exported folder, with its tokenizer; None where a folder was exported
+    without.
 
     Raises: UserError, one line that names the file, where it is damaged or incomplete, or no student is there.
     """
     if (folder / CARD).is_file() or not (folder / CONFIG_NAME).is_file():
         return note_origin(load_student(folder, device), folder)
     model = load_exported(folder)
-    model.tokenizer = _tokenizer(folder, model.config)
+    model.tokenizer = tokenizer_in(folder, model.config)
     return model.requires_grad_(True).to(device)
-
-
-def _tokenizer(folder: Path, config: Any) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{folder}: its tokenizer cannot be loaded: {reason}") from None

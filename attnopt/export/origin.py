@@ -10,7 +10,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
+from attnopt.core.errors import UserError
 from attnopt.export.card import Facts, Numbers, model_card, read_numbers
 from attnopt.export.description import Description
 from attnopt.mechanisms.base import Mechanism
@@ -32,6 +34,31 @@ def note_origin(model: Any, folder: Path) -> Any:
     """The model, with where it came from as `attnopt_origin`."""
     model.attnopt_origin = Origin(Path(folder), teacher_fingerprint(model))
     return model
+
+
+def tokenizer_in(folder: Path, config: Any) -> Any:
+    """The tokenizer of an exported folder; None where there is none.
+
+    Raises: UserError, one line, where it is damaged.
+    """
+    if not (folder / "tokenizer_config.json").is_file():  # transformers would make an empty one
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare ones
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"{folder}: its tokenizer cannot be loaded: {reason}") from None
+
+
+def tokenizer_of(model: Any) -> Any:
+    """The tokenizer that a student carries, else that of the folder which it was loaded from; None where it has none.
+
+    One that transformers loaded carries none.
+    """
+    origin: Origin | None = getattr(model, "attnopt_origin", None)
+    if (own := getattr(model, "tokenizer", None)) is not None or origin is None:
+        return own
+    return tokenizer_in(origin.folder, model.config)
 
 
 def card_text(model: Any, description: Description, state_dict: dict[str, Tensor] | None) -> str:

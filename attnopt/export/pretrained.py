@@ -22,7 +22,7 @@ from attnopt.core.errors import UserError
 from attnopt.core.files import read_json
 from attnopt.export.description import KEY, read_description, swaps_of
 from attnopt.export.origin import note_origin
-from attnopt.student.attach import attach
+from attnopt.student.attach import attach, resolve_swap
 from attnopt.teacher.model import fused, without_loading_bars
 
 MODEL_TYPE = "attnopt"
@@ -162,6 +162,8 @@ def _swapped(model: Any, config: Any, where: Any) -> Any:
         raise UserError(f"{file}: '{KEY}.layers' has {len(description.layers)} rows, the model {count} layers")
     swaps: Any = swaps_of(description)
     try:
+        for swap in swaps:
+            resolve_swap(swap)
         return attach(model, swaps[0] if len(swaps) == 1 else swaps)
     except UserError as error:
         raise UserError(f"{file}: {KEY}: {error}") from None
