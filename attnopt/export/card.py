@@ -61,7 +61,7 @@ def read_numbers(student: Path, card: StudentCard) -> Numbers:
     own = f"{card.variant}/{card.seed}/record.json"
     distill = _read(DistillRecord, results / "distill" / own)
     if distill is None:
-        return Numbers(card, why=f"{results} has no record of it")
+        return Numbers(card, why="the study has no record of it")
     if distill.key != card.key:
         return Numbers(card, why="the study's records are of another training of this variant")
     bench = _read(BenchRecord, results / "bench" / card.variant / "record.json")
@@ -144,7 +144,7 @@ def _measured(numbers: Numbers) -> list[str]:
     if numbers.trained_on_from:
         return [
             *lines,
-            f"Nothing: it was trained on from {numbers.trained_on_from}, whose numbers are not its own.",
+            f"Nothing: it was trained on from {numbers.trained_on_from}, whose numbers do not hold.",
             "",
         ]
     if numbers.distill is None:
