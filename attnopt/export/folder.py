@@ -7,10 +7,12 @@ tokenizer.json, ...     where the student carries a tokenizer
 README.md               the model card
 """
 
+import contextlib
 import copy
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -65,7 +67,7 @@ def save(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
         aside = Path(name)
-        with without_loading_bars():
+        with without_loading_bars(), _as_plain_weights(student):
             write(student, aside, state_dict=state_dict, **options)
         _write_beside(student, made, aside, state_dict)
         _move(aside, target)
@@ -94,6 +96,8 @@ def _write_beside(student: Any, made: Attachment, aside: Path, state_dict: dict[
     """What stands beside the weights; config.json and generation_config.json as they were before the swap."""
     description = describe(mechanisms_of(student), version("attnopt"))
     text, generation = copy.deepcopy(student.config), copy.deepcopy(student.generation_config)
+    if _is_unpacked(student):
+        vars(text).pop("quantization_config", None)
     text.use_cache, generation.use_cache = made.use_cache, made.generates_with_cache
     write_json(aside / CONFIG_NAME, _config(text, description))
     generation.save_pretrained(aside)
@@ -102,6 +106,25 @@ def _write_beside(student: Any, made: Attachment, aside: Path, state_dict: dict[
     if (tokenizer := tokenizer_of(student)) is not None:
         tokenizer.save_pretrained(aside)
     (aside / "README.md").write_text(card_text(student, description, state_dict), encoding="utf-8")
+
+
+def _is_unpacked(student: Any) -> bool:
+    """Whether it was read from a .gguf file into plain weights, which transformers would still not save."""
+    method = getattr(getattr(student.config, "quantization_config", None), "quant_method", None)
+    stored = [*student.named_parameters(), *student.named_buffers()]
+    return method == "gguf" and all(t.is_floating_point() for name, t in stored if ".mechanism." not in name)
+
+
+@contextlib.contextmanager
+def _as_plain_weights(student: Any) -> Iterator[None]:
+    quantizer = getattr(student, "hf_quantizer", None)
+    if _is_unpacked(student):
+        student.hf_quantizer = None
+    try:
+        yield
+    finally:
+        if quantizer is not None:
+            student.hf_quantizer = quantizer
 
 
 def _config(text: Any, description: Description) -> dict[str, Any]:
