@@ -50,7 +50,7 @@ FAMILIES = {"gpt2": gpt2, "llama": llama}
 def student(tiny: Path) -> Make:
     """`student("llama", Swap("performer"))`: a swapped model with a tokenizer that has a chat template."""
 
-    def make(family: str = "gpt2", swap: Swap | None = None) -> Any:
+    def make(family: str = "gpt2", swap: Any = None) -> Any:
         model = attach(FAMILIES[family](tiny), swap or Swap("hedgehog", {"window": 8}))
         model.tokenizer = AutoTokenizer.from_pretrained(tiny / "teacher")
         model.tokenizer.pad_token = model.tokenizer.eos_token

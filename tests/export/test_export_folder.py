@@ -1,19 +1,23 @@
 """An exported folder gives the same model: same logits, same text through the same state, with any mechanism."""
 
+import inspect
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT, committed_kinds
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
 
 import attnopt
 from attnopt.core.errors import UserError
+from attnopt.export.description import Description, LayerRow, swaps_of
 from attnopt.student.attach import attach, detach, mechanisms_of
 from attnopt.student.state import StateCache
 from attnopt.student.swap import Swap
@@ -60,6 +64,29 @@ def test_some_layers_keep_softmax(student, ids, tmp_path) -> None:
     assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
+MIXED = [
+    Swap("window", {"window": 5, "sinks": 1}, layers=[0]),
+    Swap("performer", {"features": 8}, layers=[1]),
+]
+
+
+@pytest.mark.skipif("Sequence" not in str(inspect.signature(attach)), reason="attach takes a single swap here")
+def test_a_mixed_student_comes_back(student, ids, tmp_path) -> None:
+    model = student("llama", MIXED)
+    model.save_pretrained(tmp_path / "out")
+    loaded = read(tmp_path / "out")
+    assert [m.kind for m in mechanisms_of(loaded)] == ["window", "performer", "softmax"]
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def test_equal_layers_are_one_swap() -> None:
+    window = LayerRow(kind="window", options={"window": 5})
+    wide, softmax = LayerRow(kind="window", options={"window": 9}), LayerRow(kind="softmax", options={})
+    swaps = swaps_of(Description(attnopt="1", layers=[window, softmax, wide, window, softmax]))
+    assert swaps == [Swap("window", {"window": 5}, [0, 3]), Swap("window", {"window": 9}, [2])]
+    assert swaps_of(Description(attnopt="1", layers=[softmax, softmax])) == [Swap("softmax", {}, [0, 1])]
+
+
 def test_it_is_saved_again_the_same_also_in_shards(student, tmp_path) -> None:
     model = student("llama")
     model.save_pretrained(tmp_path / "one")
@@ -92,6 +119,18 @@ def test_dtype_and_device_map_are_transformers_own(student, ids, tmp_path) -> No
     half = read(tmp_path, dtype=torch.bfloat16, device_map="cpu")
     assert {t.dtype for t in half.parameters()} == {torch.bfloat16}
     assert half(ids).logits.dtype == torch.bfloat16
+
+
+def test_a_teacher_read_from_a_gguf_file_is_saved_with_its_plain_weights(student, ids, tmp_path) -> None:
+    """transformers marks it as quantised, though its weights are numbers like any other's."""
+    model = student("llama")
+    quantised = SimpleNamespace(quant_method="gguf", to_dict=lambda: {"quant_method": "gguf"})
+    model.config.quantization_config = quantised
+    model.hf_quantizer = quantizer = GgufHfQuantizer(quantised)
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())["text_config"]
+    assert torch.equal(read(tmp_path)(ids).logits, model(ids).logits)
+    assert model.hf_quantizer is quantizer
 
 
 def test_other_files_of_a_folder_stay_and_a_detached_model_is_saved_plainly(student, ids, tmp_path) -> None:
