@@ -33,7 +33,7 @@ def load(path: str | Path, device: str = "cpu") -> Any:
     return load_anywhere(Path(path), device)
 
 
-def save(student: Any, folder: str | Path, **options: Any) -> None:
+def save(student: Any, folder: str | Path, *options: Any, **named: Any) -> None:
     """Write a student as a plain Hugging Face folder, which is what its own `save_pretrained` does.
 
         attnopt.load("models/performer/0").save_pretrained("my_student")
@@ -42,12 +42,12 @@ def save(student: Any, folder: str | Path, **options: Any) -> None:
     Args:
         student: a swapped model, loaded by `load` or made by `attach`.
         folder: is made; of one that is there, files with other names stay.
-        options: as transformers' `save_pretrained` has them, such as max_shard_size.
+        options, named: as transformers' `save_pretrained` has them, such as max_shard_size.
     Raises: UserError, one line, where the model is not swapped or cannot be exported.
     """
     from attnopt.export.folder import save as save_folder
 
-    save_folder(student, folder, **options)
+    save_folder(student, folder, *options, **named)
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from attnopt.core.paths import RESULTS
+from attnopt.core.paths import MODELS, RESULTS
 from attnopt.export.description import Description
 from attnopt.records.base import Record
 from attnopt.records.bench import BenchRecord, Measurement
@@ -55,7 +55,8 @@ def read_numbers(student: Path, card: StudentCard) -> Numbers:
 
     Raises: UserError that names the file where one is damaged or of another version.
     """
-    if card.step is not None or student.name != str(card.seed):
+    models, finished = student.absolute().parents[1].name, card.step is None and student.name == str(card.seed)
+    if models != MODELS.name or not finished:
         return Numbers(card, why="the study keeps records of finished students, which this one is not")
     results = student.absolute().parents[2] / RESULTS.name
     own = f"{card.variant}/{card.seed}/record.json"

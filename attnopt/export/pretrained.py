@@ -8,6 +8,7 @@ is the teacher's own class, loaded by transformers, with the mechanisms in its l
 import contextlib
 import copy
 from collections.abc import Iterator
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -117,7 +118,7 @@ def _text_config(content: Any, where: str) -> Any:
         return content
     file = Path(where) / CONFIG_NAME
     kind: Any = content.get("model_type") if isinstance(content, dict) else None
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise UserError(f"{file}: 'text_config.model_type' is {kind!r}, which this version of transformers lacks")
     try:
         return CONFIG_MAPPING[kind](**{key: value for key, value in content.items() if key != "model_type"})
@@ -127,25 +128,17 @@ def _text_config(content: Any, where: str) -> Any:
 
 def _plain(where: Any, config: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The teacher's class with the student's weights, still with softmax, and what the loader said."""
-    file = Path(str(where)) / CONFIG_NAME
-    if config.text_config is None:
-        raise UserError(f"{file}: 'text_config' is missing: export the student again")
     text = copy.deepcopy(config.text_config)
+    made_by = _teachers_class(text, Path(str(where)) / CONFIG_NAME)
     options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
     options["trust_remote_code"] = False  # nothing but transformers' own class is loaded here
-    known = AutoModelForCausalLM._model_mapping
-    if type(text) not in known:
-        raise UserError(f"{file}: 'text_config.model_type' is {text.model_type!r}, which is no causal language model's")
     with without_loading_bars(), _without_report():
         try:
-            loaded: Any = _get_model_class(text, known).from_pretrained(where, config=text, **options)
+            model, info = made_by.from_pretrained(where, config=text, **options)
         except SafetensorError as error:
             raise UserError(f"{where}: its safetensors are damaged ({error}): export the student again") from None
-        except OSError as error:
+        except (OSError, JSONDecodeError) as error:
             raise UserError(f"{where}: {_first_line(error)}") from None
-        except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
-            raise UserError(f"{file}: text_config: {_first_line(error)}") from None
-    model, info = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(f"{where}: an adapter lies beside the model's own files: move adapter_* to a folder of its own")
     misfits = [*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])]
@@ -153,6 +146,22 @@ def _plain(where: Any, config: Any, options: dict[str, Any]) -> tuple[Any, dict[
     if misfits:
         _refuse_weights(where, sorted(misfits)[0])
     return fused(model), info
+
+
+def _teachers_class(text: Any, file: Path) -> Any:
+    """transformers' class of a config, which can be built by it."""
+    if text is None:
+        raise UserError(f"{file}: 'text_config' is missing: export the student again")
+    known = AutoModelForCausalLM._model_mapping
+    if type(text) not in known:
+        raise UserError(f"{file}: 'text_config.model_type' is {text.model_type!r}, which is no causal language model's")
+    made_by: Any = _get_model_class(text, known)
+    try:
+        with torch.device("meta"):
+            made_by(copy.deepcopy(text))
+    except Exception as error:  # each architecture fails in its own way
+        raise UserError(f"{file}: text_config: {_first_line(error)}") from None
+    return made_by
 
 
 def _swapped(model: Any, config: Any, where: Any) -> Any:

@@ -88,7 +88,16 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda c: c["text_config"].update(hidden_size="wide"),
         r"config\.json: text_config: ",
     ),
-    "heads that do not divide": (lambda c: c["text_config"].update(num_attention_heads=5), r"out"),
+    "a width without sense": (lambda c: c["text_config"].update(vocab_size=-4), r"config\.json: text_config: "),
+    "an architecture that is no name": (
+        lambda c: c["text_config"].update(model_type=["llama"]),
+        r"config\.json: 'text_config\.model_type' is \['llama'\]",
+    ),
+    "an unknown activation": (
+        lambda c: c["text_config"].update(hidden_act="gelo"),
+        r"config\.json: text_config: .*gelo",
+    ),
+    "heads that do not divide": (lambda c: c["text_config"].update(num_attention_heads=5), r"config\.json"),
 }
 
 
@@ -117,6 +126,14 @@ def test_damaged_weights_are_refused_by_file(folder: Path) -> None:
     refused(folder, "safetensors are damaged")
     weights.unlink()
     refused(folder, "no file named model.safetensors")
+
+
+def test_a_damaged_index_of_shards_is_refused(student, tmp_path) -> None:
+    student("llama").save_pretrained(tmp_path / "out", max_shard_size="20KB")
+    next((tmp_path / "out").glob("model-00002-of-*")).unlink()
+    refused(tmp_path / "out", "out: ")
+    (tmp_path / "out" / "model.safetensors.index.json").write_text("{")
+    refused(tmp_path / "out", "out: ")
 
 
 def test_a_damaged_or_foreign_config_is_no_student(folder: Path, tmp_path: Path, tiny: Path) -> None:
