@@ -7,7 +7,7 @@ and v; around each attention layer's `forward` stands what it does not get: the 
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+import attnopt
 from attnopt.core.errors import UserError
 from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Mechanism
@@ -86,7 +87,7 @@ def attach(model: Any, swap: Swap, seed: int = 0) -> Any:
         AttentionMaskInterface.register(NAME, attention.padding_mask)
         model.set_attn_implementation(NAME)
         _serve_own_cache(model, made)
-        _patch(model, "save_pretrained", _refuse_saving)
+        _patch(model, "save_pretrained", _save)
         check_swapped(model)
     except BaseException:
         detach(model)
@@ -219,12 +220,9 @@ def _prepare_cache(model: Any, generation_config: Any, model_kwargs: dict[str, A
         model_kwargs["past_key_values"] = StateCache(model.config.num_hidden_layers)
 
 
-def _refuse_saving(model: Any, *args: Any, **kwargs: Any) -> NoReturn:
-    """In place of `save_pretrained`: what it wrote would load as plain softmax, with no more than a warning."""
-    raise UserError(
-        f"save_pretrained: from_pretrained would read this swapped {type(model).__name__} as plain softmax, and "
-        "exporting is not possible yet: keep it with attnopt.student.files.save_student, read it with attnopt.load"
-    )
+def _save(model: Any, *args: Any, **kwargs: Any) -> None:
+    """In place of `save_pretrained`, whose folder would load as plain softmax, with no more than a warning."""
+    attnopt.save(model, *args, **kwargs)
 
 
 def _patch(model: Any, name: str, function: Callable[..., Any]) -> None:
