@@ -42,7 +42,7 @@ def students_of(variant: str) -> list[Path]:
     """The folders of a variant's students, by seed. Raises UserError where there is none."""
     found = [card.parent for card in (MODELS / variant).glob("*/student.json") if card.parent.name.isdecimal()]
     if not found:
-        raise UserError(f"{MODELS / variant} holds no student: run `dvc repro distill@{variant}` first")
+        raise UserError(f"{MODELS / variant} holds no student: run `dvc repro` first")
     return sorted(found, key=lambda folder: int(folder.name))
 
 
@@ -77,5 +77,5 @@ def _jobs(stage: str, name: str, inputs: tuple[object, ...], per_seed: bool) -> 
 
 def _job(stage: str, student: Path, out: Path, inputs: tuple[object, ...]) -> Job:
     card = StudentCard.read(student / "student.json")
-    code = code_digest(f"stages.{stage}", f"attnopt.mechanisms.{card.kind}")
+    code = code_digest(f"stages.{stage}", *(f"attnopt.mechanisms.{kind}" for kind in card.kinds))
     return Job(card, student, out, key_of(stage, code, student, *inputs))

@@ -25,6 +25,12 @@ ROOMS = (
 """From the ground up: a room imports those before it and itself, and no other."""
 VARIANT = ["seeds", "seed", "state", "transfer", "align", "distill", "lora", "${key}"]
 """The sections of params.yaml that a variant is made of."""
+SECTIONS = {
+    "variant": VARIANT,
+    "mix": [*(key for key in VARIANT if key not in ("transfer", "${key}")), "mixes.${key}"],
+    "students": ["variants", "mixes"],
+}
+"""By the name of a stage's parameter, where it is not the section's own."""
 
 
 def stage_file(stage: str) -> Path:
@@ -72,9 +78,9 @@ def test_a_stage_lists_no_file_that_is_not_there_and_none_that_it_does_not_need(
 def test_a_stage_is_handed_exactly_the_sections_that_it_depends_on(stage: str) -> None:
     run = importlib.import_module(f"stages.{stage_file(stage).stem}").run
     taken = [p.name for p in inspect.signature(run).parameters.values() if p.default is p.empty]
-    sections = [key for name in taken for key in (VARIANT if name == "variant" else [name])]
+    sections = [key for name in taken for key in SECTIONS.get(name, [name])]
     assert sorted(sections) == sorted(entry(stage)["params"])
-    assert set(sections) - {"${key}"} <= set(settings.Settings.model_fields)
+    assert {key.split(".")[0] for key in sections} - {"${key}"} <= set(settings.Settings.model_fields)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "stages").glob("*.py")), ids=lambda file: file.stem)
