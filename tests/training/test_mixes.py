@@ -39,9 +39,7 @@ def mixing(workspace: Workspace) -> Workspace:
 
 
 def mix(workspace: Workspace) -> None:
-    from attnopt.cli import run_stage
-
-    run_stage("mix", "mix")
+    workspace.run("mix mix")
 
 
 def layer_of(folder: str, layer: int) -> dict[str, torch.Tensor]:
