@@ -55,6 +55,12 @@ def mix(name: Annotated[str, typer.Argument(help="A name from `mixes` in params.
 
 
 @app.command()
+def search(again: Again = False) -> None:
+    """Search the library for the mix of layers closest to the teacher within each budget of state (results/search)."""
+    run_stage("search", check=False, again=again)
+
+
+@app.command()
 def evaluate(variant: OneOrAll = None, again: Again = False) -> None:
     """Measure the variants' students on held-out text (results/evaluate)."""
     run_stage("evaluate", check=False, only=variant, again=again)

@@ -19,6 +19,7 @@ from attnopt.corpus.params import CorpusParams
 from attnopt.evaluation.params import EvaluateParams, SampleParams
 from attnopt.records.distill import MIXED
 from attnopt.report.params import ReportParams
+from attnopt.search.params import SearchParams
 from attnopt.student.params import StateParams
 from attnopt.teacher.params import TeacherParams
 from attnopt.training.params import (
@@ -61,6 +62,7 @@ class Settings(BaseModel):
     lora: LoraParams = LoraParams()
     evaluate: EvaluateParams = EvaluateParams()
     sample: SampleParams = SampleParams()
+    search: SearchParams = SearchParams()
     bench: BenchParams = BenchParams()
     report: ReportParams = ReportParams()
 

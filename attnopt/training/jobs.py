@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attnopt.core.code import code_digest
-from attnopt.core.errors import UserError
 from attnopt.core.keep import holds, key_of, remove_others
 from attnopt.core.paths import CORPUS, LIBRARY, MODELS, RESULTS, TEACHER
 from attnopt.records.corpus import CorpusManifest
 from attnopt.records.distill import StudentCard
 from attnopt.records.teacher import TeacherManifest
+from attnopt.student.jobs import library_folder
 from attnopt.teacher.params import TeacherParams
 from attnopt.training.params import Seeds, Variant
 
@@ -48,17 +48,6 @@ def training_jobs(variant: Variant, teacher: TeacherParams, again: bool = False)
     remove_others(RESULTS / "distill" / variant.name, [job.out for job in jobs])
     remove_others(LIBRARY / variant.name, [job.library for job in jobs if job.library])
     return [job for job in jobs if again or not _holds(job)]
-
-
-def library_folder(variant: str, seed: int) -> Path:
-    """The library's student of a variant with this seed, or where there is none the first one's.
-
-    Raises: UserError where there is none at all.
-    """
-    found = {int(card.parent.name): card.parent for card in (LIBRARY / variant).glob("*/student.json")}
-    if not found:
-        raise UserError(f"{LIBRARY / variant} holds no student: run `dvc repro distill@{variant}` first")
-    return found.get(seed, found[min(found)])
 
 
 def _job(variant: Variant, seeds: Seeds, teacher: TeacherParams) -> TrainingJob:
