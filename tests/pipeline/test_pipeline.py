@@ -54,7 +54,7 @@ def relative(files: set[Path]) -> set[str]:
 @pytest.mark.parametrize("stage", PIPELINE)
 def test_a_stage_depends_on_every_module_that_it_imports(stage: str) -> None:
     listed = entry(stage)["deps"]
-    if "models" in listed:  # a student carries the digest of the code that made it
+    if {"models", "library"} & set(listed):  # a student carries the digest of the code that made it
         listed = listed + entry("distill")["deps"]
     kinds = {f"attnopt/mechanisms/{kind}.py" for kind in mechanisms.mechanism_names()}
     needed = relative(import_closure([stage_file(stage)]))
@@ -154,7 +154,7 @@ def test_code_of_another_chapter_changes_no_student_and_that_of_a_kernel_its_own
 
 
 @pytest.mark.parametrize(
-    "stage", ["report", *(pytest.param(s, marks=pytest.mark.slow) for s in ("distill", "evaluate", "sample", "bench"))]
+    "stage", ["report", *(pytest.param(s, marks=pytest.mark.slow) for s in ("distill", "mix", "search", "evaluate", "sample", "bench"))]
 )
 def test_the_stages_look_without_torch(stage: str) -> None:
     """What has nothing to do says so before torch is imported; the report never needs it."""
