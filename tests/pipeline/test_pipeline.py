@@ -154,7 +154,11 @@ def test_code_of_another_chapter_changes_no_student_and_that_of_a_kernel_its_own
 
 
 @pytest.mark.parametrize(
-    "stage", ["report", *(pytest.param(s, marks=pytest.mark.slow) for s in ("distill", "mix", "search", "evaluate", "sample", "bench"))]
+    "stage",
+    [
+        "report",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("distill", "mix", "search", "evaluate", "sample", "bench")),
+    ],
 )
 def test_the_stages_look_without_torch(stage: str) -> None:
     """What has nothing to do says so before torch is imported; the report never needs it."""
