@@ -116,10 +116,14 @@ class Settings(BaseModel):
         own = {"seeds": self.seeds, "transfer": TransferParams()} | own | self._overridden(OF_A_MIX, section, where)
         options = validated(MixOptions, section, where)
         for layer, variant in options.layers.items():
-            if variant not in self.variants:
-                hint = spelling_hint(variant, self.variants) or f"; known: {', '.join(self.variants)}"
-                raise UserError(f"params.yaml: {where}.layers.{layer}: unknown variant '{variant}'{hint}")
+            self.check_variant(variant, f"{where}.layers.{layer}")
         return validated(Variant, {"name": name, "kind": MIXED, "options": options} | own, where)
+
+    def check_variant(self, name: str, where: str) -> None:
+        """Raises UserError where a key names a variant that there is not."""
+        if name not in self.variants:
+            hint = spelling_hint(name, self.variants) or f"; known: {', '.join(self.variants)}"
+            raise UserError(f"params.yaml: {where}: unknown variant '{name}'{hint}")
 
     def _overridden(self, keys: Iterable[str], section: dict[str, Any], where: str) -> dict[str, Any]:
         """The common sections with what a variant's own section, out of which it is taken, says instead."""
@@ -192,6 +196,8 @@ def _check_sections(params: Settings) -> None:
     for name in params.mixes:
         if name in params.variants:
             raise UserError(f"params.yaml: mixes: '{name}' is the name of a variant; choose another")
+    for name in params.search.variants or ():
+        params.check_variant(name, "search.variants")
     for name in params.controls:
         if name not in params.students:
             raise UserError(f"params.yaml: controls: '{name}' is no variant{spelling_hint(name, params.students)}")

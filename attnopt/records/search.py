@@ -34,7 +34,7 @@ class MixRow(Row):
 
     Attributes:
         budget: that it is for, as a share of softmax's state. layers: the variant in each.
-        predicted, restored: sums of the scores of single layers, of either sort. corrected: of the scores at the end.
+        replaced, restored: sums of the scores of single layers, of either sort. corrected: of the scores at the end.
         kl, recall: as measured. total: kl and recall_weight times recall, which the sums are to predict.
     """
 
@@ -42,7 +42,7 @@ class MixRow(Row):
     budget: float
     layers: list[str]
     bytes: int
-    predicted: float
+    replaced: float
     restored: float
     corrected: float
     kl: float
@@ -73,14 +73,28 @@ class HeldOutRow(Row):
     more_recall_se: float | None
 
 
+class RankRow(Row):
+    """How sums of scores rank mixes as measured.
+
+    Attributes:
+        sums: of layers replaced alone, restored alone, or of the scores that the last mixes were solved with.
+        of: what is summed and measured. value: None where there are too few mixes, or all are alike.
+    """
+
+    sums: Literal["replaced", "restored", "corrected"]
+    of: Literal["kl", "recall", "total"]
+    value: float | None
+
+
 class SearchRecord(Record):
     """results/search/record.json.
 
     Attributes:
         variants: the candidates, softmax first.
         length: tokens at which states are compared. softmax_bytes: of softmax's state then, all layers.
-        score: which scores of single layers were added up. spearman: of sums and totals over the random mixes, by what
-            is added up: predicted, restored, corrected. gap: the total of the mixes rescored first over their sums.
+        score: which scores of single layers were added up.
+        spearman: of sums and what was measured, over the random mixes. gap: the total of the mixes rescored first over
+            their sums.
     """
 
     stage: ClassVar[str] = "search"
@@ -92,11 +106,11 @@ class SearchRecord(Record):
     length: int
     softmax_bytes: int
     budgets: list[float]
-    score: Literal["replaced", "restored"]
+    score: Literal["replaced", "restored", "both"]
     recall_weight: float
     scores: list[ScoreRow]
     mixes: list[MixRow]
     held_out: list[HeldOutRow]
-    spearman: dict[str, float | None]
+    spearman: list[RankRow]
     gap: float | None
     seconds: float

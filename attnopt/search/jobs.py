@@ -7,7 +7,6 @@ from attnopt.core.code import code_digest
 from attnopt.core.errors import UserError
 from attnopt.core.keep import key_of
 from attnopt.core.paths import CORPUS, LIBRARY, TEACHER
-from attnopt.core.section import spelling_hint
 from attnopt.records.distill import StudentCard
 from attnopt.search.params import SearchParams
 from attnopt.student.jobs import library_folder
@@ -21,11 +20,8 @@ def searched(variants: Mapping[str, str], controls: list[str], params: SearchPar
 
     Softmax is always there and never one of them; nor is a variant whose mechanism sees the future.
 
-    Raises: UserError where `search.variants` names one that there is not, or the library lacks one.
+    Raises: UserError where the library lacks one, or there is none but softmax.
     """
-    if unknown := [name for name in params.variants or () if name not in variants]:
-        hint = spelling_hint(unknown[0], variants) or f"; known: {', '.join(variants)}"
-        raise UserError(f"search.variants: unknown variant '{unknown[0]}'{hint}")
     wanted = params.variants or [name for name, kind in variants.items() if name not in controls or kind == "none"]
     found = {name: library_folder(name) for name in wanted if variants[name] != SOFTMAX}
     cards = {name: StudentCard.read(folder / "student.json") for name, folder in found.items()}

@@ -9,7 +9,7 @@ from attnopt.core.section import Count, Positive, Section
 
 class SearchParams(Section):
     variants: Annotated[list[str], Field(min_length=1)] | None = None
-    """Whose layers there are to choose from; null: those of all that are no control, besides softmax and none."""
+    """Whose layers there are to choose from; null: those of all that are no control, and of none."""
     budgets: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = Field(default=[0.125, 0.25])
     """What the whole model may hold, as shares of softmax's state at `length`: a mix is searched for each."""
     length: Annotated[int, Field(ge=8)] = 1024
@@ -24,9 +24,9 @@ class SearchParams(Section):
     """and how many lists there are."""
     recall_weight: Annotated[float, Field(ge=0)] = 1.0
     """How much a nat of KL on recalled values counts beside one on text."""
-    score: Literal["replaced", "restored"] = "replaced"
+    score: Literal["replaced", "restored", "both"] = "replaced"
     """Which score of single layers is added up: of a layer that alone is replaced in the teacher, or what restoring it
-    gains in a student that is replaced all over."""
+    gains in a student that is replaced all over; or their mean."""
     rescored: Positive = 5
     """The best mixes by sum, which are measured whole;"""
     rounds: Positive = 2

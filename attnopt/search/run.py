@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from attnopt.core.progress import progress_bar
 from attnopt.corpus.blocks import read_documents
 from attnopt.mechanisms.shared.sizing import softmax_bytes
 from attnopt.records.base import Environment
-from attnopt.records.search import HeldOutRow, MixRow, ScoreRow, SearchRecord
+from attnopt.records.search import HeldOutRow, MixRow, RankRow, ScoreRow, SearchRecord
 from attnopt.search.mixable import Mixable
 from attnopt.search.params import SearchParams
 from attnopt.search.probe import Measured, draw_probe
@@ -65,7 +66,7 @@ def search_library(library: Mapping[str, Path], teacher: TeacherParams, params: 
         scores=_score_rows(search),
         mixes=[_mix_row(search, one) for one in search.found],
         held_out=[_held_out_row(search, one, shown, held) for one in shown],
-        spearman=_spearman(search),
+        spearman=_ranks(search),
         gap=search.gap,
         seconds=round(time.perf_counter() - began, 2),
     )
@@ -93,7 +94,7 @@ def _score_rows(search: Search) -> list[ScoreRow]:
 def _sums(search: Search, mix: Found) -> dict[str, float]:
     """What each sort of scores predicts of a mix."""
     weight = search.params.recall_weight
-    sorts = {"predicted": search.single.total(weight), "restored": search.restored.total(weight)}
+    sorts = {"replaced": search.single.total(weight), "restored": search.restored.total(weight)}
     return {name: cost_of(mix, scores) for name, scores in (sorts | {"corrected": search.corrected}).items()}
 
 
@@ -142,13 +143,19 @@ def _names(search: Search, mix: Found) -> list[str]:
     return [search.mixable.names[candidate] for candidate in mix]
 
 
-def _spearman(search: Search) -> dict[str, float | None]:
-    """Over the random mixes; None where there are too few of them."""
+def _ranks(search: Search) -> list[RankRow]:
     mixes = list(dict.fromkeys(one.mix for one in search.found if one.way == "random"))
-    totals = np.array([search.total(mix) for mix in mixes])
-    sums = [_sums(search, mix) for mix in mixes]
-    found = {}
-    for name in ("predicted", "restored", "corrected"):
-        value = spearman(np.array([row[name] for row in sums]), totals) if len(mixes) > 2 else np.nan
-        found[name] = None if np.isnan(value) else value
-    return found
+    found, weight = [search.measure(mix) for mix in mixes], search.params.recall_weight
+    of: dict[Any, list[float]] = {
+        "kl": [one.kl for one in found],
+        "recall": [one.recall for one in found],
+        "total": [one.total(weight) for one in found],
+    }
+    sorts: list[tuple[Any, Any, np.ndarray]] = [("corrected", "total", search.corrected)]
+    for name, single in (("replaced", search.single), ("restored", search.restored)):
+        sorts += [(name, "kl", single.kl), (name, "recall", single.recall), (name, "total", single.total(weight))]
+    rows = []
+    for name, what, scores in sorts:
+        value = spearman(np.array([cost_of(mix, scores) for mix in mixes]), np.array(of[what]))
+        rows.append(RankRow(sums=name, of=what, value=None if len(mixes) < 3 or np.isnan(value) else value))
+    return rows

@@ -11,7 +11,7 @@ from attnopt.search import rivals
 from attnopt.search.mixable import Mixable
 from attnopt.search.params import SearchParams
 from attnopt.search.probe import Measured, Probe
-from attnopt.search.scores import Scores, corrected, replaced, restored
+from attnopt.search.scores import corrected, replaced, restored
 from attnopt.search.solve import Found, best_few, cost_of
 
 Progress = Callable[..., Iterable]
@@ -62,7 +62,7 @@ class Search:
                 raise ValueError(f"budgets: {share} of softmax's state is less than any mix holds: {held}")
         self.single = replaced(self.mixable, self.measure, partial(self.progress, name="layers replaced"))
         self.restored = restored(self.mixable, self.measure, partial(self.progress, name="layers restored"))
-        self.corrected = self._scores.total(self.params.recall_weight)
+        self.corrected = self._scores()
         self._rivals()
         self._solve()
 
@@ -80,9 +80,10 @@ class Search:
         """What is minimised, as measured."""
         return self.measure(mix).total(self.params.recall_weight)
 
-    @property
-    def _scores(self) -> Scores:
-        return self.single if self.params.score == "replaced" else self.restored
+    def _scores(self) -> np.ndarray:
+        """(layers, candidates) what is added up."""
+        replaced, restored = (scores.total(self.params.recall_weight) for scores in (self.single, self.restored))
+        return {"replaced": replaced, "restored": restored, "both": (replaced + restored) / 2}[self.params.score]
 
     def _rivals(self) -> None:
         scores = self.corrected

@@ -63,6 +63,7 @@ def _run(workspace: Workspace) -> None:
             "recall": {"copy": [0]},
             "items": 4,
         },
+        search={"budgets": [0.7], "length": 32, "blocks": 2, "pairs": 2, "items": 2, "draws": 4, "held_out": 3},
         sample={"recall": {"copy": [8]}, "items": 3},
         bench=BENCH,
         report={"lengths": [32], "resamples": 100},
@@ -72,7 +73,7 @@ def _run(workspace: Workspace) -> None:
         leaking={"features": 8, "distill": {"ce_weight": 1.0}},
     )
     workspace.run("tokenize", "cache-logits", *(f"distill {name}" for name in VARIANTS))
-    workspace.run("mix mix", "evaluate", "sample", *(f"bench {n}" for n in STUDENTS), "report")
+    workspace.run("mix mix", "search", "evaluate", "sample", *(f"bench {n}" for n in STUDENTS), "report")
 
 
 def test_the_page_shows_the_numbers_that_the_stages_wrote(finished: Path) -> None:
@@ -102,7 +103,7 @@ def test_the_page_shows_the_numbers_that_the_stages_wrote(finished: Path) -> Non
 def test_every_part_of_the_records_reaches_the_page(finished: Path) -> None:
     """No question of the report is unanswerable for want of a record; and none of its tables is of dashes alone."""
     markdown = (finished / "reports/report.md").read_text(encoding="utf-8")
-    for part in ("coefficients", "branches", "checkpoint", "seen before", "layer"):
+    for part in ("coefficients", "branches", "checkpoint", "seen before", "layer", "evenly interleaved"):
         assert part in markdown
     for table in (finished / "reports/data").glob("*.csv"):
         lines = table.read_text(encoding="utf-8").splitlines()

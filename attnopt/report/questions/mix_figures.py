@@ -21,7 +21,7 @@ from attnopt.report.parts.figures import (
     ticks,
 )
 
-SUMS = {"predicted": "sum of layers replaced alone", "restored": "of layers restored alone", "corrected": "corrected"}
+SUMS = {"replaced": "sum of layers replaced alone", "restored": "of layers restored alone", "corrected": "corrected"}
 COMMAND = "dvc repro search"
 
 
@@ -99,7 +99,7 @@ def _predicted(found: SearchRecord, ways: Mapping[str, str]) -> Figure:
             )
             for way, rows in shown.groupby("way", sort=False)
         ]  # fmt: skip
-        rho = found.spearman.get(key)
+        rho = next((row.value for row in found.spearman if (row.sums, row.of) == (key, "total")), None)
         title = name if rho is None else f"{name}: Spearman {formats.fixed(rho)}"
         panels.append(Panel(title, Axis("predicted", log=True), Axis("measured", log=True), series))
     return Figure(

@@ -106,10 +106,15 @@ def _rivals(found: SearchRecord) -> list[str]:
 
 
 def _gap(found: SearchRecord) -> str:
-    ranks = {name: formats.missing(rho) for name, rho in found.spearman.items()}
-    names = {"predicted": "replaced alone", "restored": "restored alone", "corrected": "corrected scores"}
-    shown = [f"{formats.fixed(found.spearman[k] or 0.0)} by {names[k]}" for k, gone in ranks.items() if not gone]
-    order = f"sums rank the random mixes as measured with Spearman {formats.listing(shown)}" if shown else ""
+    """How sums of single scores stand to whole mixes: their order, and their size."""
+    known = {(row.sums, row.of): row.value for row in found.spearman if row.value is not None}
+    told = [
+        f"{formats.fixed(known[sums, 'kl'])} in KL on text and {formats.fixed(known[sums, 'recall'])} on recalled "
+        f"values by layers {sums} alone"
+        for sums in ("replaced", "restored")
+        if (sums, "kl") in known and (sums, "recall") in known
+    ]
+    order = f"sums of single scores rank the random mixes with Spearman {formats.listing(told)}" if told else ""
     times = f"mixes solved for come to {formats.times(found.gap)} their sum of single scores" if found.gap else ""
     text = "; ".join(filter(None, (order, times)))
     return f"{text[0].upper()}{text[1:]}." if text else "No sum of scores was held against a measured mix."

@@ -13,7 +13,10 @@ def test_the_answer_names_the_layers_and_how_the_rivals_stand(context: Context) 
     assert "ahead on KL and level on recall against two, evenly interleaved" in answer.short
     assert "level on both against greedy" in answer.short  # the very same mix
     assert "**softmax in 0, window in 1, based in 2, window in 3**" in answer.sentences[0]
-    assert any("Spearman 0.93 by replaced alone and 0.71 by restored alone" in text for text in answer.sentences)
+    assert any(
+        "Spearman 0.98 in KL on text and 0.93 on recalled values by layers replaced" in text
+        for text in answer.sentences
+    )
     assert any("come to 1.50× their sum" in text for text in answer.sentences)
     assert any("8 random mixes come to" in text for text in answer.sentences)
 
