@@ -32,4 +32,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) data models results .checkpoints
+	rm -rf $(VENV) data models library results .checkpoints

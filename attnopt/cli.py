@@ -53,6 +53,18 @@ def distill(variant: VariantName, again: Again = False) -> None:
 
 
 @app.command()
+def mix(name: Annotated[str, typer.Argument(help="A name from `mixes` in params.yaml.")], again: Again = False) -> None:
+    """Distil one mix of the library's layers, with every seed (models, results/distill)."""
+    run_stage("mix", name, again=again)
+
+
+@app.command()
+def search(again: Again = False) -> None:
+    """Search the library for the mix of layers closest to the teacher within each budget of state (results/search)."""
+    run_stage("search", check=False, again=again)
+
+
+@app.command()
 def evaluate(variant: OneOrAll = None, again: Again = False) -> None:
     """Measure the variants' students on held-out text (results/evaluate)."""
     run_stage("evaluate", check=False, only=variant, again=again)

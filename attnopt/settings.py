@@ -4,7 +4,7 @@ Each chapter owns its section; here they come together, and each stage is handed
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +17,16 @@ from attnopt.core.errors import UserError
 from attnopt.core.section import Count, spelling_hint, validated
 from attnopt.corpus.params import CorpusParams
 from attnopt.evaluation.params import EvaluateParams, SampleParams
+from attnopt.records.distill import MIXED
 from attnopt.report.params import ReportParams
+from attnopt.search.params import SearchParams
 from attnopt.student.params import StateParams
 from attnopt.teacher.params import TeacherParams
 from attnopt.training.params import (
     AlignParams,
     DistillParams,
     LoraParams,
+    MixOptions,
     SeedParams,
     TransferParams,
     Variant,
@@ -34,6 +37,8 @@ OF_EVERY_VARIANT = ("layers", "weights", "seeds")
 """Keys that a variant's section may have beside its mechanism's options;"""
 SHARED = ("seed", "state", "transfer", "align", "distill", "lora")
 """and sections of the whole run that it may override key by key."""
+OF_A_MIX = ("seed", "state", "align", "distill", "lora")
+"""Those that a mix may: its layers have been through transfer."""
 
 
 class Settings(BaseModel):
@@ -42,6 +47,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     variants: Annotated[dict[str, str], Field(min_length=1)]
+    mixes: dict[str, dict[str, Any]] = Field(default={})
+    """Students whose layers are several variants', by name: `layers`, `seeds` and what OF_A_MIX names."""
     controls: list[str] = Field(default=[])
     """Variants that are there to compare with, and never ranked."""
     seeds: Annotated[list[Count], Field(min_length=1)]
@@ -55,18 +62,25 @@ class Settings(BaseModel):
     lora: LoraParams = LoraParams()
     evaluate: EvaluateParams = EvaluateParams()
     sample: SampleParams = SampleParams()
+    search: SearchParams = SearchParams()
     bench: BenchParams = BenchParams()
     report: ReportParams = ReportParams()
+
+    @property
+    def students(self) -> dict[str, str]:
+        """Everything that is trained, by name: the variants with their mechanism, then the mixes."""
+        return self.variants | dict.fromkeys(self.mixes, MIXED)
 
     def sections_of(self, run: Callable[..., Any], variant: str | None = None) -> dict[str, Any]:
         """The sections that a stage's function takes, by the names of its parameters without a default.
 
         Args:
-            variant: the name of the one that it takes as `variant`.
+            variant: the name of the one that it takes as `variant`, or as `mix`.
         """
         parameters = inspect.signature(run).parameters.values()
         names = [p.name for p in parameters if p.default is p.empty]
-        return {name: self.variant(str(variant)) if name == "variant" else getattr(self, name) for name in names}
+        of_one = {"variant": self.variant, "mix": self.mix}
+        return {name: of_one[name](str(variant)) if name in of_one else getattr(self, name) for name in names}
 
     def variant(self, name: str) -> Variant:
         """One variant with its options. Raises UserError that lists the variants where there is none of that name."""
@@ -87,13 +101,38 @@ class Settings(BaseModel):
                 f"every variant's section already; rename it in its Options"
             )
         own: dict[str, Any] = {key: section.pop(key) for key in OF_EVERY_VARIANT if key in section}
-        for key in SHARED:
+        own = {"seeds": self.seeds} | own | self._overridden(SHARED, section, name)
+        options = validated(cls.Options, section, name)
+        return validated(Variant, {"name": name, "kind": cls.kind, "options": options} | own, name)
+
+    def mix(self, name: str) -> Variant:
+        """One mix; its kind is MIXED and its options are MixOptions. Raises UserError where there is none of that name,
+        or it names a variant that there is not."""
+        if name not in self.mixes:
+            known = ", ".join(self.mixes) or "none"
+            raise UserError(f"unknown mix '{name}'{spelling_hint(name, self.mixes)}; known: {known}")
+        where, section = f"mixes.{name}", dict(self.mixes[name])
+        own: dict[str, Any] = {key: section.pop(key) for key in ("seeds",) if key in section}
+        own = {"seeds": self.seeds, "transfer": TransferParams()} | own | self._overridden(OF_A_MIX, section, where)
+        options = validated(MixOptions, section, where)
+        for layer, variant in options.layers.items():
+            self.check_variant(variant, f"{where}.layers.{layer}")
+        return validated(Variant, {"name": name, "kind": MIXED, "options": options} | own, where)
+
+    def check_variant(self, name: str, where: str) -> None:
+        """Raises UserError where a key names a variant that there is not."""
+        if name not in self.variants:
+            hint = spelling_hint(name, self.variants) or f"; known: {', '.join(self.variants)}"
+            raise UserError(f"params.yaml: {where}: unknown variant '{name}'{hint}")
+
+    def _overridden(self, keys: Iterable[str], section: dict[str, Any], where: str) -> dict[str, Any]:
+        """The common sections with what a variant's own section, out of which it is taken, says instead."""
+        found = {}
+        for key in keys:
             common = getattr(self, key)
             merged = common.model_dump() | _swap_budget(section.pop(key, None) or {})
-            own[key] = validated(type(common), merged, f"{name}.{key}")
-        options = validated(cls.Options, section, name)
-        own = {"name": name, "kind": cls.kind, "options": options, "seeds": self.seeds} | own
-        return validated(Variant, own, name)
+            found[key] = validated(type(common), merged, f"{where}.{key}")
+        return found
 
 
 def load_settings(path: str | Path = "params.yaml", variants: bool = True) -> Settings:
@@ -115,9 +154,10 @@ def load_settings(path: str | Path = "params.yaml", variants: bool = True) -> Se
         raise UserError(f"{path} must be a mapping of sections, it is a {type(content).__name__}")
     params = validated(Settings, content, "")
     _check_sections(params)
-    for name in params.variants if variants else ():
-        _check_defined(params.variant(name), params.teacher)
-        _check_long(params.variant(name), params.corpus)
+    every = [*map(params.variant, params.variants), *map(params.mix, params.mixes)] if variants else []
+    for variant in every:
+        _check_defined(variant, params.teacher)
+        _check_long(variant, params.corpus)
     return params
 
 
@@ -153,9 +193,14 @@ def _check_sections(params: Settings) -> None:
             raise UserError(f"params.yaml: variant '{name}' has no section; add `{name}: {{}}` for its defaults")
         if not isinstance(extra[name], dict | None):
             raise UserError(f"params.yaml: {name}: must be a mapping of options, it is {extra[name]!r}")
+    for name in params.mixes:
+        if name in params.variants:
+            raise UserError(f"params.yaml: mixes: '{name}' is the name of a variant; choose another")
+    for name in params.search.variants or ():
+        params.check_variant(name, "search.variants")
     for name in params.controls:
-        if name not in params.variants:
-            raise UserError(f"params.yaml: controls: '{name}' is no variant{spelling_hint(name, params.variants)}")
+        if name not in params.students:
+            raise UserError(f"params.yaml: controls: '{name}' is no variant{spelling_hint(name, params.students)}")
 
 
 def _swap_budget(own: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from attnopt.teacher.params import TeacherParams
 
 
 def run(
-    variants: dict[str, str],
+    students: dict[str, str],
     teacher: TeacherParams,
     bench: BenchParams,
     only: str | None = None,
@@ -20,7 +20,7 @@ def run(
     """All variants without a record that holds, or one; the first seed's student of each."""
     load_before, hardware = os.getloadavg()[0], machine_fingerprint()
     inputs = (bench, teacher, hardware, TEACHER / "manifest.json")
-    jobs = jobs_to_do("bench", variants, only, again, *inputs, per_seed=False)
+    jobs = jobs_to_do("bench", students, only, again, *inputs, per_seed=False)
     if not jobs:
         return
     start_server()  # imports in the background what this process imports next, so that both take the time of one

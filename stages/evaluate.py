@@ -7,7 +7,7 @@ from attnopt.teacher.params import TeacherParams
 
 
 def run(
-    variants: dict[str, str],
+    students: dict[str, str],
     teacher: TeacherParams,
     evaluate: EvaluateParams,
     only: str | None = None,
@@ -15,7 +15,7 @@ def run(
 ) -> None:
     """All students without a record that holds, or those of one variant."""
     data = (CORPUS / "manifest.json", TEACHER / "manifest.json")
-    jobs = jobs_to_do("evaluate", variants, only, again, evaluate, teacher, *data)
+    jobs = jobs_to_do("evaluate", students, only, again, evaluate, teacher, *data)
     if not jobs:
         return
     from attnopt.evaluation.evaluate import evaluate_students  # torch, only where there is work

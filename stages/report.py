@@ -10,11 +10,11 @@ from attnopt.report.params import ReportParams
 REPORTS = Path("reports")
 
 
-def run(variants: Mapping[str, str], controls: Sequence[str], report: ReportParams) -> None:
+def run(students: Mapping[str, str], controls: Sequence[str], report: ReportParams) -> None:
     """The sections of params.yaml; without controls those of the kinds softmax and none are."""
-    for warning in write_report(Path(), variants, report, REPORTS, controls or None):
+    for warning in write_report(Path(), students, report, REPORTS, controls or None):
         print(f"note: {warning}")
-    write_histories(Path(), variants, REPORTS / "training")
+    write_histories(Path(), students, REPORTS / "training")
     print(f"the report lies at {REPORTS / 'index.html'}")
 
 

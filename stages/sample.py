@@ -7,7 +7,7 @@ from attnopt.teacher.params import TeacherParams
 
 
 def run(
-    variants: dict[str, str],
+    students: dict[str, str],
     teacher: TeacherParams,
     sample: SampleParams,
     only: str | None = None,
@@ -15,7 +15,7 @@ def run(
 ) -> None:
     """All students without a record that holds, or those of one variant."""
     data = (CORPUS / "manifest.json", TEACHER / "manifest.json")
-    jobs = jobs_to_do("sample", variants, only, again, sample, teacher, *data)
+    jobs = jobs_to_do("sample", students, only, again, sample, teacher, *data)
     if not jobs:
         return
     from attnopt.evaluation.sample import sample_students  # torch, only where there is work

@@ -127,7 +127,7 @@ class Workspace:
 
         for stage in stages:
             name, *variant = stage.split()
-            if name == "distill":
+            if name in ("distill", "mix"):
                 run_stage(name, *variant)
             else:
                 run_stage(name.replace("-", "_"), **({"only": variant[0]} if variant else {}))

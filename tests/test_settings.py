@@ -39,6 +39,13 @@ WRONG = {
     "a state of no length": ({"state": {"length": 0}}, "'state.length' is 0: input should be greater than or equal to 1"),
     "a budget's misspelt key": ({"state": {"shar": 0.1}}, "unknown key 'state.shar' (did you mean 'share'?)"),
     "a variant's own budget": ({"none": {"state": {"share": 0}}}, "'none.state.share' is 0: input should be greater than 0"),
+    "a mix of no layers": ({"mixes": {"mix": {}}}, "'mixes.mix.layers' is missing"),
+    "a mix of an unknown variant": ({"mixes": {"mix": {"layers": {1: "nome"}}}}, "mixes.mix.layers.1: unknown variant 'nome' (did you mean 'none'?)"),
+    "a layer below the first": ({"mixes": {"mix": {"layers": {-1: "none"}}}}, "mixes.mix.layers.-1"),
+    "a mix's misspelt key": ({"mixes": {"mix": {"layers": {1: "none"}, "layer": 1}}}, "unknown key 'mixes.mix.layer' (did you mean 'layers'?)"),
+    "a mix's own transfer": ({"mixes": {"mix": {"layers": {1: "none"}, "transfer": {"steps": 1}}}}, "unknown key 'mixes.mix.transfer'"),
+    "a mix's misspelt override": ({"mixes": {"mix": {"layers": {1: "none"}, "distill": {"lrr": 1}}}}, "unknown key 'mixes.mix.distill.lrr' (did you mean 'lr'?)"),
+    "a mix named as a variant": ({"mixes": {"none": {"layers": {1: "none"}}}}, "mixes: 'none' is the name of a variant"),
     "a list for a section": ({"none": [1]}, "none: must be a mapping"),
 }  # fmt: skip
 
@@ -70,6 +77,16 @@ def test_a_missing_file_says_where_to_run(workspace: Workspace) -> None:
 def test_an_unknown_variant_lists_the_known(workspace: Workspace) -> None:
     with pytest.raises(UserError, match="unknown variant 'perfomer'; known: softmax, none"):
         params.load_settings().variant("perfomer")
+
+
+def test_a_mix_has_the_common_sections_but_for_transfer_and_is_a_student(workspace: Workspace) -> None:
+    workspace.set(transfer={"steps": 9}, mixes={"mix": {"layers": {0: "none"}, "distill": {"steps": 3}}})
+    settings = params.load_settings()
+    mix = settings.mix("mix")
+    assert (mix.is_mix, mix.transfer.steps, mix.distill.steps, mix.distill.batch) == (True, 0, 3, 4)
+    assert settings.students == {"softmax": "softmax", "none": "none", "mix": "mixed"}
+    with pytest.raises(UserError, match=r"unknown mix 'mx' \(did you mean 'mix'\?\); known: mix"):
+        settings.mix("mx")
 
 
 def test_a_variant_overrides_single_keys_of_the_budget(workspace: Workspace) -> None:

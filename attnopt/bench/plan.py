@@ -19,7 +19,7 @@ from attnopt.core.errors import UserError
 from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Geometry
 from attnopt.records.bench import Level, Measurement, Outcome, Phase
-from attnopt.records.distill import StudentCard
+from attnopt.records.distill import MIXED, StudentCard
 from attnopt.records.teacher import TeacherManifest
 from attnopt.teacher.params import TeacherParams
 
@@ -68,6 +68,8 @@ def plans_of(
 ) -> list[Plan]:
     """What is measured of a variant: its student beside the teacher, and its mechanism alone beside softmax.
 
+    A mixed student has no one mechanism to be measured alone.
+
     Args:
         student: folder of the distilled student. card: what stands in its student.json.
         manifest: of the teacher, for the geometry of its attention.
@@ -81,11 +83,12 @@ def plans_of(
         hidden=shape.hidden,
         scaling=shape.head_dim**-0.5,
     )
+    model = Plan("model", [Student(student), Teacher(teacher)], params.lengths)
+    if card.kind == MIXED:
+        return [model]
     own = Operation(card.kind, geometry, card.options)
-    return [
-        Plan("model", [Student(student), Teacher(teacher)], params.lengths),
-        Plan("operation", [own, Operation("softmax", geometry, name="softmax")], params.operation_lengths),
-    ]
+    alone = Plan("operation", [own, Operation("softmax", geometry, name="softmax")], params.operation_lengths)
+    return [model, alone]
 
 
 def run_bench(

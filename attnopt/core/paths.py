@@ -5,6 +5,8 @@ from pathlib import Path
 CORPUS = Path("data/corpus")
 TEACHER = Path("data/teacher")
 MODELS = Path("models")
+LIBRARY = Path("library")
+"""Students as attention transfer left them, by variant and seed: what mixes take their layers from."""
 CHECKPOINTS = "checkpoints"
 """Beside a student: those that `distill.keep` kept on the way, by step."""
 RESULTS = Path("results")

@@ -1,14 +1,31 @@
-"""What `attnopt distill` leaves: models/NAME/SEED/student.json, and results/distill/NAME/SEED with a training's log."""
+"""What `attnopt distill` and `attnopt mix` leave: models/NAME/SEED/student.json, and results/distill/NAME/SEED with a
+training's log; and library/NAME/SEED/student.json, of the same student as attention transfer left it."""
 
 import csv
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from attnopt.core.errors import UserError
 from attnopt.records.base import Control, Record, Row, StudentRecord, first_misfit
+
+MIXED = "mixed"
+"""The kind of a student whose layers are of several variants."""
+
+
+class MixedLayers(Row):
+    """Layers of a mixed student that are one variant's.
+
+    Attributes:
+        variant: whose they were in the library. kind, options: of the mechanism there.
+    """
+
+    variant: str
+    kind: str
+    options: dict[str, Any]
+    layers: list[int]
 
 
 class StudentCard(Record):
@@ -16,7 +33,9 @@ class StudentCard(Record):
 
     Attributes:
         fingerprint: digest of the teacher's weights. teacher: the section that it is loaded by.
-        options: of the mechanism, those that a budget of state chose among them.
+        kind: of the mechanism; MIXED where layers are of several variants.
+        parts: of a mixed student, what is in its layers; those that are in none keep softmax.
+        options: of the mechanism, those that a budget of state chose among them; of a mixed student none.
         state_share: what it remembers of `state_length` tokens, all layers together, as a share of softmax's.
         state_budget: the share that it was allowed; None where it had no budget, or cannot obey one as its state grows
             with every token.
@@ -25,12 +44,13 @@ class StudentCard(Record):
     """
 
     stage: ClassVar[str] = "distill"
-    format: Literal[3] = 3
+    format: Literal[4] = 4
 
     variant: str
     kind: str
     control: Control | None
     options: dict[str, Any]
+    parts: list[MixedLayers] = Field(default=[])
     state_share: float | None = None
     state_length: int | None = None
     state_budget: float | None = None
@@ -41,6 +61,11 @@ class StudentCard(Record):
     fingerprint: str
     key: str
     step: int | None = None
+
+    @property
+    def kinds(self) -> list[str]:
+        """The mechanisms that it runs, but for softmax in layers that nothing replaces."""
+        return sorted({part.kind for part in self.parts}) if self.kind == MIXED else [self.kind]
 
 
 class Budget(Row):
@@ -84,15 +109,16 @@ class DistillRecord(StudentRecord):
     """results/distill/NAME/SEED/record.json.
 
     Attributes:
-        options, state_share, state_length, state_budget: as in `StudentCard`.
+        options, parts, state_share, state_length, state_budget: as in `StudentCard`.
         kl_start_unfitted, kl_start, kl_end: validation KL before anything, after the fit, and at the end.
         seconds, cpu_seconds: of the training alone, over all resumptions.
     """
 
     stage: ClassVar[str] = "distill"
-    format: Literal[3] = 3
+    format: Literal[4] = 4
 
     options: dict[str, Any]
+    parts: list[MixedLayers] = Field(default=[])
     state_share: float | None = None
     state_length: int | None = None
     state_budget: float | None = None

@@ -161,8 +161,10 @@ def _budget(runs: pd.DataFrame) -> Iterable[tuple[str, str]]:
 
 
 def _variants(context: Context) -> Table:
-    frame = context.records.runs.drop_duplicates("variant")[["variant", "kind", "options", "layers"]]
-    frame = frame.assign(**{key: [_options(value) for value in frame[key]] for key in ("options", "layers")})
+    frame = context.records.runs.drop_duplicates("variant")[["variant", "kind", "options", "layers", "parts"]]
+    shown = {key: [_options(value) for value in frame[key]] for key in ("options", "layers")}
+    told = [_parts(parts) or options for parts, options in zip(frame["parts"], shown["options"], strict=True)]
+    frame = frame.drop(columns="parts").assign(**shown).assign(options=told)
     return Table(
         name="variants",
         title="Variants",
@@ -181,6 +183,13 @@ def _options(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {_shown(v)}" for k, v in value.items()) or "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else "all"
+
+
+def _parts(parts: Any) -> str:
+    """The layers of a mixed student, by variant; empty of any other."""
+    if not isinstance(parts, list):
+        return ""
+    return "; ".join(f"{p['variant']} in {', '.join(map(str, p['layers']))} ({_options(p['options'])})" for p in parts)
 
 
 def _environments(context: Context) -> Table:

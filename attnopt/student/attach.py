@@ -5,7 +5,7 @@ and v; around each attention layer's `forward` stands what it does not get: the 
 """
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,14 +38,14 @@ class Attachment:
     `attnopt_attachment`.
 
     Attributes:
-        swap: what was asked for, with all options as they were chosen.
+        swaps: what was asked for, with all options as they were chosen.
         attention: the model's attention implementation before.
         use_cache: `config.use_cache` before. generates_with_cache: `generation_config.use_cache` before.
         hooks: on the model.
         patched: names of the model's methods that its own attributes hide.
     """
 
-    swap: Swap
+    swaps: list[Swap]
     attention: str
     use_cache: bool | None
     generates_with_cache: bool | None
@@ -53,17 +53,19 @@ class Attachment:
     patched: list[str] = field(default_factory=list)
 
 
-def attach(model: Any, swap: Swap, seed: int = 0) -> Any:
+def attach(model: Any, swap: Swap | Sequence[Swap], seed: int = 0) -> Any:
     """Replace softmax in `model`'s attention layers by a mechanism, in place; the other layers keep softmax.
 
         teacher = AutoModelForCausalLM.from_pretrained("openai-community/gpt2")
         student = attach(copy.deepcopy(teacher), Swap("performer", {"features": 64}))
         student.generate(ids, max_new_tokens=40)    # decodes through the mechanism's own state
         detach(student)                             # softmax again
+        attach(student, [Swap("window", layers=[0, 1]), Swap("performer", layers=[3])])    # some of each
 
     Args:
         model: a Hugging Face causal language model. Its config is changed, so it must not be shared with the teacher.
-        swap: the mechanism, its options and the layers that it goes to.
+        swap: the mechanism, its options and the layers that it goes to; or several, no two of them for one layer. A
+            budget of state is each one's own.
         seed: of what the mechanism draws at construction (random features).
     Returns: the same model; its mechanisms are `mechanisms_of(model)`.
     Raises: UserError where the model is swapped already, its architecture cannot be swapped, or the options do not fit
@@ -71,14 +73,14 @@ def attach(model: Any, swap: Swap, seed: int = 0) -> Any:
     """
     if (before := attachment_of(model)) is not None:
         raise UserError(
-            f"{type(model).__name__} is swapped already, to {before.swap.kind}: "
+            f"{type(model).__name__} is swapped already, to {', '.join(s.kind for s in before.swaps) or 'softmax'}: "
             "give it its softmax back with attnopt.detach(model) first"
         )
     layers = attention_layers(model)
-    swap = _resolved(model, layers, swap)
-    mechanisms = _build_mechanisms(model, layers, swap, seed)
+    swaps = [_resolved(model, layers, one) for one in ([swap] if isinstance(swap, Swap) else swap)]
+    mechanisms = _build_mechanisms(model, layers, swaps, seed)
     config, generation = model.config, model.generation_config
-    made = Attachment(swap, config._attn_implementation, getattr(config, "use_cache", None), generation.use_cache)
+    made = Attachment(swaps, config._attn_implementation, getattr(config, "use_cache", None), generation.use_cache)
     model.attnopt_attachment = made
     try:
         for layer, mechanism in zip(layers, mechanisms, strict=True):
@@ -175,15 +177,25 @@ def _resolved(model: Any, layers: list[nn.Module], swap: Swap) -> Swap:
     return replace(swap, options=options_within(cls, options, swap.state, describe_layer(model, first), dtype))
 
 
-def _build_mechanisms(model: Any, layers: list[nn.Module], swap: Swap, seed: int) -> list[Mechanism]:
+def _by_layer(swaps: Sequence[Swap], count: int) -> dict[int, Swap]:
+    """Which swap is each layer's; those of none are left out. Raises UserError where one is of two."""
+    found: dict[int, Swap] = {}
+    for swap in swaps:
+        own = set(range(count) if swap.layers is None else swap.layers)
+        if twice := sorted(own & found.keys()):
+            raise UserError(f"layers: {twice} are given both {found[twice[0]].kind} and {swap.kind}")
+        found |= dict.fromkeys(own, swap)
+    return found
+
+
+def _build_mechanisms(model: Any, layers: list[nn.Module], swaps: Sequence[Swap], seed: int) -> list[Mechanism]:
     """A mechanism for every layer, softmax where none was asked for; the model is not touched."""
-    chosen = set(range(len(layers)) if swap.layers is None else swap.layers)
-    wanted, softmax = resolve_swap(swap), resolve_swap(Swap("softmax"))
+    chosen, softmax = _by_layer(swaps, len(layers)), Swap("softmax")
     built = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for i, layer in enumerate(layers):
-            cls, options = wanted if i in chosen else softmax
+            cls, options = resolve_swap(chosen.get(i, softmax))
             parameter = next(layer.parameters())
             try:
                 mechanism = cls(describe_layer(model, layer), options)

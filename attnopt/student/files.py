@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attnopt.core.errors import UserError
 from attnopt.records.base import Row, first_misfit
-from attnopt.records.distill import StudentCard
+from attnopt.records.distill import MIXED, StudentCard
 from attnopt.student.attach import attach
 from attnopt.student.swap import Swap
 from attnopt.teacher.model import load_teacher, teacher_fingerprint
@@ -81,6 +81,13 @@ def read_card(folder: Path) -> StudentCard:
     return StudentCard.read(folder / CARD)
 
 
+def swaps_of(card: StudentCard) -> list[Swap]:
+    """What replaces softmax in a student, and in which layers."""
+    if card.kind == MIXED:
+        return [Swap(part.kind, part.options, part.layers) for part in card.parts]
+    return [Swap(card.kind, card.options, card.layers, card.start)]
+
+
 def apply_student(model: Any, folder: Path, card: StudentCard) -> Any:
     """Turn a freshly loaded teacher into the student of `folder`, in place; returns it.
 
@@ -96,7 +103,7 @@ def apply_student(model: Any, folder: Path, card: StudentCard) -> Any:
     except SafetensorError as error:
         raise UserError(f"{folder / WEIGHTS} is damaged ({error}): distil this student again") from None
     try:
-        attach(model, Swap(card.kind, card.options, card.layers, card.start))
+        attach(model, swaps_of(card))
     except UserError as error:
         raise UserError(f"{folder / CARD} does not fit this version: {error}") from None
     _load_strictly(model, weights, folder)

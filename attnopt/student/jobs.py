@@ -8,7 +8,7 @@ from typing import Any
 from attnopt.core.code import code_digest
 from attnopt.core.errors import UserError
 from attnopt.core.keep import holds, key_of, remove_others
-from attnopt.core.paths import MODELS, RESULTS
+from attnopt.core.paths import LIBRARY, MODELS, RESULTS
 from attnopt.core.section import spelling_hint
 from attnopt.records.distill import StudentCard
 
@@ -42,8 +42,19 @@ def students_of(variant: str) -> list[Path]:
     """The folders of a variant's students, by seed. Raises UserError where there is none."""
     found = [card.parent for card in (MODELS / variant).glob("*/student.json") if card.parent.name.isdecimal()]
     if not found:
-        raise UserError(f"{MODELS / variant} holds no student: run `dvc repro distill@{variant}` first")
+        raise UserError(f"{MODELS / variant} holds no student: run `dvc repro` first")
     return sorted(found, key=lambda folder: int(folder.name))
+
+
+def library_folder(variant: str, seed: int | None = None) -> Path:
+    """The library's student of a variant with this seed, or else the first one's.
+
+    Raises: UserError where there is none at all.
+    """
+    found = {int(card.parent.name): card.parent for card in (LIBRARY / variant).glob("*/student.json")}
+    if not found:
+        raise UserError(f"{LIBRARY / variant} holds no student: run `dvc repro distill@{variant}` first")
+    return found[min(found)] if seed not in found else found[seed]
 
 
 def jobs_to_do(
@@ -77,5 +88,5 @@ def _jobs(stage: str, name: str, inputs: tuple[object, ...], per_seed: bool) -> 
 
 def _job(stage: str, student: Path, out: Path, inputs: tuple[object, ...]) -> Job:
     card = StudentCard.read(student / "student.json")
-    code = code_digest(f"stages.{stage}", f"attnopt.mechanisms.{card.kind}")
+    code = code_digest(f"stages.{stage}", *(f"attnopt.mechanisms.{kind}" for kind in card.kinds))
     return Job(card, student, out, key_of(stage, code, student, *inputs))

@@ -12,6 +12,8 @@ from attnopt.core.files import written_aside
 
 STUDIES = Path("studies")
 DEFAULT = "mini"
+WHOLE = ("variants", "mixes")
+"""Sections that a study names in full or not at all."""
 
 
 def study_names() -> list[str]:
@@ -34,7 +36,10 @@ def compose_study(name: str) -> str:
     base = yaml_writer().load((STUDIES / f"{DEFAULT}.yaml").read_text(encoding="utf-8"))
     if name != DEFAULT:
         known = list(base["variants"])
-        lay_over(base, yaml_writer().load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8")))
+        changes = yaml_writer().load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
+        if "variants" in changes:
+            changes.setdefault("mixes", {})  # the default's are of other variants
+        lay_over(base, changes)
         for variant in known:
             if variant not in base["variants"]:
                 base.pop(variant, None)
@@ -44,9 +49,9 @@ def compose_study(name: str) -> str:
 
 
 def lay_over(base: Any, changes: Any) -> None:
-    """Mappings merge, key by key; anything else, and `variants`, replaces, a list or mapping with its comment."""
+    """Mappings merge, key by key; anything else, and those of WHOLE, replaces, a list or mapping with its comment."""
     for key, value in changes.items():
-        if key != "variants" and isinstance(value, dict) and isinstance(base.get(key), dict):
+        if key not in WHOLE and isinstance(value, dict) and isinstance(base.get(key), dict):
             lay_over(base[key], value)
         else:
             if isinstance(base.get(key), list | dict):

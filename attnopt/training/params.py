@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from attnopt.core.errors import UserError
 from attnopt.core.section import Count, Positive, Section
+from attnopt.records.distill import MIXED
 from attnopt.student.params import StateParams
 from attnopt.student.swap import Swap
 
@@ -127,6 +128,13 @@ class Seeds(NamedTuple):
     features: int
 
 
+class MixOptions(Section):
+    """What a mixed student has in place of a mechanism's options."""
+
+    layers: Annotated[dict[Count, str], Field(min_length=1)]
+    """The variant whose layer stands in each place, as `transfer` left it; the others keep softmax."""
+
+
 class Variant(Section):
     """What every variant's section may hold beside its mechanism's own options."""
 
@@ -146,8 +154,13 @@ class Variant(Section):
     lora: LoraParams
 
     @property
+    def is_mix(self) -> bool:
+        """Whether its students' layers are of several variants; its options are then MixOptions."""
+        return self.kind == MIXED
+
+    @property
     def swap(self) -> Swap:
-        """What replaces softmax in its students."""
+        """What replaces softmax in its students, where it is no mix."""
         return Swap(self.kind, self.options, self.layers, self.weights, self.state)
 
     def phase(self, name: PhaseName) -> PhaseParams:

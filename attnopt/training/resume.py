@@ -83,7 +83,7 @@ class RunState:
 
     Attributes:
         phase: the one that runs. before, step, best, since: of that phase, see `Phase`.
-        kept: changed weights of the students kept on the way, by step.
+        kept: changed weights of the students kept on the way, by step. transferred: of the library's, see `Trainer`.
         student: changed weights of the student. optimizer: its state_dict. log: `TrainingLog.state`.
     """
 
@@ -93,12 +93,15 @@ class RunState:
     best: tuple[float, Weights] | None
     since: int
     kept: dict[int, Weights]
+    transferred: Weights | None
     student: Weights
     optimizer: dict[str, Any]
     log: dict[str, Any]
 
 
-def state_of(phase: Phase, teacher: nn.Module, kept: dict[int, Weights], log: TrainingLog) -> RunState:
+def state_of(
+    phase: Phase, teacher: nn.Module, kept: dict[int, Weights], transferred: Weights | None, log: TrainingLog
+) -> RunState:
     """The state of a run in the midst of a phase."""
     return RunState(
         phase=phase.name,
@@ -107,6 +110,7 @@ def state_of(phase: Phase, teacher: nn.Module, kept: dict[int, Weights], log: Tr
         best=phase.best,
         since=phase.since,
         kept=kept,
+        transferred=transferred,
         student=changed_weights(phase.objective.student, teacher),
         optimizer=phase.optimizer.state_dict(),
         log=log.state(),

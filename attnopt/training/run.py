@@ -12,6 +12,7 @@ from attnopt.core.paths import CHECKPOINTS
 from attnopt.core.progress import progress_bar
 from attnopt.records.distill import CoefficientRow, HistoryRow, write_rows
 from attnopt.student.files import save_student, write_student
+from attnopt.student.library import LibraryStudent, read_library
 from attnopt.targets.dataset import load_dataset
 from attnopt.teacher.params import TeacherParams
 from attnopt.training.jobs import TrainingJob
@@ -25,7 +26,7 @@ def train_students(jobs: Sequence[TrainingJob], teacher: TeacherParams) -> None:
     """
     variant = jobs[0].variant
     if variant.distill.processes > 1 and launched_processes() == 1:
-        launch_processes(variant.distill.processes, ["distill", variant.name, "--again"])
+        launch_processes(variant.distill.processes, ["mix" if variant.is_mix else "distill", variant.name, "--again"])
         return
     dataset, _ = load_dataset(teacher)
     group = join_group(resolve_device(variant.distill.device))
@@ -35,7 +36,8 @@ def train_students(jobs: Sequence[TrainingJob], teacher: TeacherParams) -> None:
     for job in jobs:
         checkpoint = Checkpoint(checkpoint_key(job.key, *where))
         with progress_bar(name=f"{variant.name}/{job.seeds.run}", unit="step", total=0) as progress:
-            trainer = Trainer(dataset, variant, job.seeds, checkpoint, group, _shower(progress))
+            blocks = _blocks(job, dataset.teacher)
+            trainer = Trainer(dataset, variant, job.seeds, checkpoint, group, _shower(progress), blocks)
             with checkpoint.locked() if group.main else nullcontext():
                 student = trainer.run()
                 if group.main:
@@ -44,6 +46,14 @@ def train_students(jobs: Sequence[TrainingJob], teacher: TeacherParams) -> None:
         done.append(checkpoint)
     for checkpoint in done if group.main else ():
         checkpoint.remove()
+
+
+def _blocks(job: TrainingJob, teacher: Any) -> dict[int, LibraryStudent] | None:
+    """The library's students that a mix takes its layers from, each read once."""
+    if not job.variant.is_mix:
+        return None
+    read = {folder: read_library(folder, teacher) for folder in set(job.blocks.values())}
+    return {layer: read[folder] for layer, folder in job.blocks.items()}
 
 
 def _shower(progress: Any) -> Callable[[int, int, HistoryRow], None]:
@@ -62,6 +72,9 @@ def _write(job: TrainingJob, trainer: Trainer, student: Any, teacher: TeacherPar
         save_student(aside, student, trainer.dataset.teacher, card)
         for step, weights in trainer.kept.items():
             write_student(aside / CHECKPOINTS / str(step), weights, card.model_copy(update={"step": step}))
+    if job.library is not None and trainer.transferred is not None:
+        with written_aside(job.library) as aside:
+            write_student(aside, trainer.transferred, card)
     with written_aside(job.out) as aside:
         aside.mkdir()
         write_rows(aside / "history.csv", trainer.log.history, HistoryRow)

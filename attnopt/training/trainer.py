@@ -1,7 +1,7 @@
 """The one trainer of all variants: its phases in turn, each AdamW on an objective, resumable to the bit."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -11,24 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnopt.conformance import leak
 from attnopt.core.checkpoint import Checkpoint
 from attnopt.core.device import memory_in_use, resolve_precision
 from attnopt.core.distributed import Alone
 from attnopt.core.errors import RunError, UserError
 from attnopt.core.machine import environment
-from attnopt.mechanisms import load_mechanism
 from attnopt.records.base import Environment
 from attnopt.records.distill import Budget, DistillRecord, HistoryRow, PhaseRow, StudentCard
 from attnopt.student.attach import mechanisms_of
-from attnopt.student.budget import state_share
 from attnopt.student.build import build_student, fit_mechanisms
 from attnopt.student.distance import per_token
 from attnopt.student.files import changed_weights
+from attnopt.student.library import LibraryStudent, mixed_student
 from attnopt.targets.dataset import Dataset
 from attnopt.teacher.head import Head, head_of
 from attnopt.teacher.model import teacher_fingerprint
 from attnopt.teacher.params import TeacherParams
+from attnopt.training.about import described, refuse_leaks
 from attnopt.training.batches import Batches, Part
 from attnopt.training.log import TrainingLog, coefficient_rows
 from attnopt.training.params import DistillParams, PhaseName, Seeds, Variant
@@ -56,11 +55,13 @@ class Trainer:
         checkpoint: where the run is kept while it goes on; None keeps nothing.
         group: the processes that share the work, on whose device the teacher is to lie; None: this one alone.
         progress: called with (step, steps of the plan, row) at every log point.
+        mix: of a mixed student, which one of the library each layer is taken from.
 
     Attributes, once prepared:
         student: the model that learns. plan: its phases and their steps. objectives: by phase.
         log: what was written down so far.
         kept: `changed_weights` of the student after each step that `distill.keep` asks for.
+        transferred: the same as `transfer` left it, or where it has no such phase as it began: the library's.
     """
 
     student: Any
@@ -77,9 +78,10 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         group: Alone | None = None,
         progress: Progress = lambda *_: None,
+        mix: Mapping[int, LibraryStudent] | None = None,
     ):
         self.dataset, self.variant, self.seeds = dataset, variant, seeds
-        self.checkpoint, self.progress = checkpoint, progress
+        self.checkpoint, self.progress, self.mix = checkpoint, progress, mix
         self.params: DistillParams = variant.distill
         self.group = group or Alone(dataset.teacher.device)
         self.device = self.group.device
@@ -87,6 +89,7 @@ class Trainer:
         self.blocks = dataset.blocks["train"]
         self.batches = Batches(dataset, self.params, seeds.data, self.group)
         self.kept: dict[int, dict[str, Tensor]] = {}
+        self.transferred: dict[str, Tensor] | None = None
         self.log = TrainingLog()
 
     def prepare(self) -> None:
@@ -97,7 +100,7 @@ class Trainer:
         """
         teacher = self.dataset.teacher
         try:
-            self.student = build_student(teacher, self.variant.swap, self.seeds.features)
+            self.student = self._build()
         except UserError as error:
             raise UserError(f"{self.variant.name}: {error}") from None
         refuse_leaks(self.student)
@@ -117,7 +120,7 @@ class Trainer:
         if state is None:
             self._begin()
         else:
-            self.log, self.kept = TrainingLog.from_state(state.log), state.kept
+            self.log, self.kept, self.transferred = TrainingLog.from_state(state.log), state.kept, state.transferred
         names = list(self.plan.phases)
         for name in names[names.index(state.phase) if state else 0 :]:
             phase = self.start(name, self.log.steps, state)
@@ -140,20 +143,15 @@ class Trainer:
         Args:
             key: digest of all that the student is a function of.
         """
-        log, variant = self.log, self.variant
+        log = self.log
         budget = {"steps": log.steps, "tokens": log.tokens, "block": self.batches.short.length}
         if long := sum(row.long_steps for row in log.phases):
             budget |= {"long_steps": long, "long_block": self.batches.long.length}
         return DistillRecord(
-            variant=variant.name,
-            kind=variant.kind,
-            control=load_mechanism(variant.kind).control,
             seed=self.seeds.run,
             key=key,
             environment=Environment(**environment()),
-            **self._size(),
-            layers=variant.layers,
-            start=variant.weights,
+            **self._about(),
             data_seed=self.seeds.data,
             features_seed=self.seeds.features,
             budget=Budget(**(self.params.model_dump() | budget)),
@@ -174,29 +172,22 @@ class Trainer:
     def card(self, key: str, teacher: TeacherParams) -> StudentCard:
         """What turns the teacher, loaded by its section, into this student; `key` as in `record`."""
         return StudentCard(
-            variant=self.variant.name,
-            kind=self.variant.kind,
-            control=load_mechanism(self.variant.kind).control,
-            **self._size(),
-            layers=self.variant.layers,
-            start=self.variant.weights,
+            **self._about(),
             seed=self.seeds.run,
             teacher=teacher.model_dump(),
             fingerprint=teacher_fingerprint(self.dataset.teacher),
             key=key,
         )
 
-    def _size(self) -> dict[str, Any]:
-        """The mechanism's options, sized, and what the student remembers, as the card and the record say it."""
-        found, budget = mechanisms_of(self.student), self.variant.state
-        own = [m for m in found if m.kind == self.variant.kind]
-        obeys = all(m.growth != "linear" for m in own)
-        return {
-            "options": (own[0] if own else self.variant).options.model_dump(),
-            "state_share": state_share(found, budget.length, self.student.dtype),
-            "state_length": budget.length,
-            "state_budget": budget.share if obeys else None,
-        }
+    def _build(self) -> Any:
+        """The student before its first step."""
+        teacher, variant = self.dataset.teacher, self.variant
+        if self.mix is not None:
+            return mixed_student(teacher, self.mix, variant.state)
+        return build_student(teacher, variant.swap, self.seeds.features)
+
+    def _about(self) -> dict[str, Any]:
+        return described(self.student, self.variant, self.mix or {})
 
     def start(self, name: PhaseName, before: int = 0, state: RunState | None = None) -> Phase:
         """Begin a phase of the plan after `before` steps of others, or go on with it from a checkpoint's state."""
@@ -236,11 +227,13 @@ class Trainer:
     def _begin(self) -> None:
         """What comes before the first step: the fit, and the KL without and with it."""
         self.log.kl_unfitted = self.valid_kl()
-        if self.params.fit:
+        if self.params.fit and self.mix is None:
             rows = slice(self.params.fit_blocks)
             positions = self.dataset.positions("train", rows, self.device)
             fit_mechanisms(self.student, self.dataset.teacher, self.blocks[rows], positions)
         self.log.kl_start = self.valid_kl()
+        if "transfer" not in self.plan.phases:
+            self.transferred = changed_weights(self.student, self.dataset.teacher)
         self.log.coefficients += coefficient_rows(mechanisms_of(self.student), 0)
         self.log.go_on()
 
@@ -309,6 +302,8 @@ class Trainer:
         seconds = self.log.pause()[0] - sum(row.seconds for row in self.log.phases)
         phase.restore_best()
         phase.objective.end()
+        if phase.name == "transfer":
+            self.transferred = changed_weights(self.student, self.dataset.teacher)
         kl_end = self.log.history[-1].valid_kl if phase.best is None else round(phase.best[0], 6)
         assert kl_end is not None, "the last step of a phase is a look at the validation KL"
         row = PhaseRow(
@@ -336,11 +331,4 @@ class Trainer:
 
     def _save(self, phase: Phase) -> None:
         if self.checkpoint is not None and self.group.main:
-            save_run(self.checkpoint, state_of(phase, self.dataset.teacher, self.kept, self.log))
-
-
-def refuse_leaks(student: Any) -> None:
-    """Raises UserError where a mechanism sees the future, unless it is marked as a control that does."""
-    for mechanism in mechanisms_of(student):
-        if mechanism.control != "leaks" and (reason := leak(mechanism)):
-            raise UserError(f"{reason}: it would be told what it has to predict")
+            save_run(self.checkpoint, state_of(phase, self.dataset.teacher, self.kept, self.transferred, self.log))

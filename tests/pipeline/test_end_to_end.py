@@ -24,6 +24,8 @@ VARIANTS = {
     "hybrid": "hedgehog",
     "leaking": "performer_bidirectional",
 }
+MIX = {"layers": {0: "masks", 1: "hybrid"}}
+STUDENTS = [*VARIANTS, "mix"]
 BENCH = {
     "lengths": [16, 32],
     "operation_lengths": [48],
@@ -49,6 +51,7 @@ def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 def _run(workspace: Workspace) -> None:
     workspace.set(
         variants=VARIANTS,
+        mixes={"mix": MIX},
         controls=["softmax", "none"],
         transfer={"steps": 2},
         distill={"steps": 4, "keep": [0.5]},
@@ -60,6 +63,7 @@ def _run(workspace: Workspace) -> None:
             "recall": {"copy": [0]},
             "items": 4,
         },
+        search={"budgets": [0.7], "length": 32, "blocks": 2, "pairs": 2, "items": 2, "draws": 4, "held_out": 3},
         sample={"recall": {"copy": [8]}, "items": 3},
         bench=BENCH,
         report={"lengths": [32], "resamples": 100},
@@ -69,14 +73,14 @@ def _run(workspace: Workspace) -> None:
         leaking={"features": 8, "distill": {"ce_weight": 1.0}},
     )
     workspace.run("tokenize", "cache-logits", *(f"distill {name}" for name in VARIANTS))
-    workspace.run("evaluate", "sample", *(f"bench {n}" for n in VARIANTS), "report")
+    workspace.run("mix mix", "search", "evaluate", "sample", *(f"bench {n}" for n in STUDENTS), "report")
 
 
 def test_the_page_shows_the_numbers_that_the_stages_wrote(finished: Path) -> None:
     page = (finished / "reports/index.html").read_text(encoding="utf-8")
     markdown = (finished / "reports/report.md").read_text(encoding="utf-8")
     metrics = read_json(finished / "reports/metrics.json")
-    for name in VARIANTS:
+    for name in STUDENTS:
         quality = EvaluateRecord.read(finished / f"results/evaluate/{name}/0/record.json").splits["test"]
         training = DistillRecord.read(finished / f"results/distill/{name}/0/record.json")
         rows = BenchRecord.read(finished / f"results/bench/{name}/record.json").measurements
@@ -99,7 +103,7 @@ def test_the_page_shows_the_numbers_that_the_stages_wrote(finished: Path) -> Non
 def test_every_part_of_the_records_reaches_the_page(finished: Path) -> None:
     """No question of the report is unanswerable for want of a record; and none of its tables is of dashes alone."""
     markdown = (finished / "reports/report.md").read_text(encoding="utf-8")
-    for part in ("coefficients", "branches", "checkpoint", "seen before", "layer"):
+    for part in ("coefficients", "branches", "checkpoint", "seen before", "layer", "evenly interleaved"):
         assert part in markdown
     for table in (finished / "reports/data").glob("*.csv"):
         lines = table.read_text(encoding="utf-8").splitlines()
@@ -109,7 +113,7 @@ def test_every_part_of_the_records_reaches_the_page(finished: Path) -> None:
 def test_what_a_memory_holds_is_computed_from_the_measurements(finished: Path) -> None:
     """16 GiB less the weights, over the larger of state and peak: with one batch size measured."""
     table = pd.read_csv(finished / "reports/data/capacity.csv").set_index("variant")
-    for name in set(VARIANTS) - {"softmax"}:
+    for name in set(STUDENTS) - {"softmax"}:
         rows = BenchRecord.read(finished / f"results/bench/{name}/record.json").measurements
         wanted = ("model", "decode", 32, "variant")
         m = next(m for m in rows if (m.level, m.phase, m.length, m.subject) == wanted)

@@ -20,11 +20,18 @@ from attnopt.tools import study
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 ROOMS = (
     *("core", "statistics", "records", "ops", "teacher", "mechanisms", "corpus", "report", "conformance"),
-    *("targets", "student", "training", "evaluation", "bench", "export", "settings", "tools", "stages", "cli"),
+    *("targets", "student", "training", "evaluation", "search", "bench", "export"),
+    *("settings", "tools", "stages", "cli"),
 )
 """From the ground up: a room imports those before it and itself, and no other."""
 VARIANT = ["seeds", "seed", "state", "transfer", "align", "distill", "lora", "${key}"]
 """The sections of params.yaml that a variant is made of."""
+SECTIONS = {
+    "variant": VARIANT,
+    "mix": [*(key for key in VARIANT if key not in ("transfer", "${key}")), "mixes.${key}"],
+    "students": ["variants", "mixes"],
+}
+"""By the name of a stage's parameter, where it is not the section's own."""
 
 
 def stage_file(stage: str) -> Path:
@@ -48,7 +55,7 @@ def relative(files: set[Path]) -> set[str]:
 @pytest.mark.parametrize("stage", PIPELINE)
 def test_a_stage_depends_on_every_module_that_it_imports(stage: str) -> None:
     listed = entry(stage)["deps"]
-    if "models" in listed:  # a student carries the digest of the code that made it
+    if {"models", "library"} & set(listed):  # a student carries the digest of the code that made it
         listed = listed + entry("distill")["deps"]
     kinds = {f"attnopt/mechanisms/{kind}.py" for kind in mechanisms.mechanism_names()}
     needed = relative(import_closure([stage_file(stage)]))
@@ -72,9 +79,9 @@ def test_a_stage_lists_no_file_that_is_not_there_and_none_that_it_does_not_need(
 def test_a_stage_is_handed_exactly_the_sections_that_it_depends_on(stage: str) -> None:
     run = importlib.import_module(f"stages.{stage_file(stage).stem}").run
     taken = [p.name for p in inspect.signature(run).parameters.values() if p.default is p.empty]
-    sections = [key for name in taken for key in (VARIANT if name == "variant" else [name])]
+    sections = [key for name in taken for key in SECTIONS.get(name, [name])]
     assert sorted(sections) == sorted(entry(stage)["params"])
-    assert set(sections) - {"${key}"} <= set(settings.Settings.model_fields)
+    assert {key.split(".")[0] for key in sections} - {"${key}"} <= set(settings.Settings.model_fields)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "stages").glob("*.py")), ids=lambda file: file.stem)
@@ -148,7 +155,11 @@ def test_code_of_another_chapter_changes_no_student_and_that_of_a_kernel_its_own
 
 
 @pytest.mark.parametrize(
-    "stage", ["report", *(pytest.param(s, marks=pytest.mark.slow) for s in ("distill", "evaluate", "sample", "bench"))]
+    "stage",
+    [
+        "report",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("distill", "mix", "search", "evaluate", "sample", "bench")),
+    ],
 )
 def test_the_stages_look_without_torch(stage: str) -> None:
     """What has nothing to do says so before torch is imported; the report never needs it."""

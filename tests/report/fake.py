@@ -15,7 +15,7 @@ from attnopt.records.evaluate import CheckpointQuality, EvaluateRecord, Quality
 from attnopt.records.sample import CheckpointSamples, SampleRecord, SampleRow
 from attnopt.records.teacher import StoredSplit, TeacherManifest, TeacherShape
 
-from . import probed, stretched
+from . import probed, sought, stretched
 
 # (kind, final KL, unfitted KL, state growth, ms per token at 128, more per token of context, trained parameters)
 VARIANTS: dict[str, tuple[str, float, float, str, float, float, int]] = {
@@ -61,6 +61,7 @@ def write(root: Path, variants: list[str] | None = None, seeds: list[int] | None
         for seed in [0] if name == "hedgehog" else (SEEDS if seeds is None else seeds):
             _run(root, name, seed)
         _write(_bench(name), root / f"results/bench/{name}/record.json")
+    _write(sought.search_record(ENVIRONMENT), root / "results/search/record.json")
     return chosen
 
 

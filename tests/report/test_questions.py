@@ -16,7 +16,18 @@ from attnopt.report.questions import answers, coefficients, coherence, crossover
 
 from . import fake
 
-SLUGS = ["choose", "length", "recall", "coherence", "simplest", "features", "branches", "coefficients", "crossovers"]
+SLUGS = [
+    "choose",
+    "length",
+    "recall",
+    "mixes",
+    "coherence",
+    "simplest",
+    "features",
+    "branches",
+    "coefficients",
+    "crossovers",
+]
 SLUGS += ["phases", "positions", "others"]
 
 

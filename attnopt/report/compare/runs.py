@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from attnopt.core.errors import UserError
+from attnopt.records.distill import MIXED
 from attnopt.report.context import Context
 from attnopt.report.data.read import read_records
 from attnopt.report.params import ReportParams
@@ -63,7 +64,8 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
 def _run(source: str, root: Path, report: ReportParams) -> Run:
     try:
         settings = YAML(typ="safe").load((root / "params.yaml").read_text(encoding="utf-8"))
-        variants = {str(name): str(kind) for name, kind in settings["variants"].items()}
+        mixes = dict.fromkeys(settings.get("mixes") or {}, MIXED)
+        variants = {str(name): str(kind) for name, kind in (settings["variants"] | mixes).items()}
     except FileNotFoundError:
         raise UserError(
             f"{source}: no params.yaml there; a run is a project's folder, a revision or an experiment"

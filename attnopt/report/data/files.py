@@ -10,6 +10,7 @@ from attnopt.records.bench import BenchRecord
 from attnopt.records.distill import CoefficientRow, DistillRecord, HistoryRow, read_rows
 from attnopt.records.evaluate import EvaluateRecord
 from attnopt.records.sample import SampleRecord
+from attnopt.records.search import SearchRecord
 
 R = TypeVar("R", bound=Record)
 
@@ -61,6 +62,10 @@ def benched(root: Path, variants: Mapping[str, str]) -> list[Found[BenchRecord]]
         for name, kind in variants.items()
         for record in _there(BenchRecord, folders[name])
     ]
+
+
+def searched(root: Path) -> SearchRecord | None:
+    return next(iter(_there(SearchRecord, root / "results" / SearchRecord.stage)), None)
 
 
 def training_of(found: Found[DistillRecord]) -> Training:

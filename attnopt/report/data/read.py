@@ -9,6 +9,7 @@ import pandas as pd
 
 from attnopt.core.errors import UserError
 from attnopt.records.corpus import CorpusManifest
+from attnopt.records.search import SearchRecord
 from attnopt.records.teacher import TeacherManifest
 from attnopt.report.data import files, tables
 from attnopt.report.params import ReportParams
@@ -44,6 +45,7 @@ class Records:
         sampling: the settings that the texts were written with.
         bench: a row per measurement, without a seed. capacity: how many sequences a memory holds, likewise.
         environments: stage, variant and what it ran on.
+        search: the record of the search; None where it left none.
         leaks: variants whose mechanism sees the future: negative controls, marked as such.
         controls: variants to compare with, shown and never ranked.
     """
@@ -76,6 +78,7 @@ class Records:
     bench: pd.DataFrame
     capacity: pd.DataFrame
     environments: pd.DataFrame
+    search: SearchRecord | None
     leaks: set[str]
     controls: list[str]
 
@@ -142,6 +145,7 @@ def read_records(
         bench=tables.bench(benched),
         capacity=tables.capacity(benched, (params or ReportParams()).memory_gib),
         environments=tables.environments(every),
+        search=files.searched(root),
         leaks={one.who["variant"] for one in every if one.record.control == "leaks"},
         controls=[v for v, k in variants.items() if (k in CONTROLS if controls is None else v in set(controls))],
     )

@@ -31,7 +31,7 @@ def _trained(context: Context) -> list[dict[str, Any]]:
     for row in runs[runs["variant"].isin(context.ranked.index)].to_dict("records"):
         budget = {k.removeprefix("budget_"): v for k, v in row.items() if k.startswith("budget_") and v == v}
         losses = {key: budget.pop(key, None) for key in LOSSES}
-        rest = {key: row[key] for key in ("kind", "options", "layers")} | budget
+        rest = {key: row[key] for key in ("kind", "options", "layers", "parts")} | budget
         found.append(
             {"variant": row["variant"], "losses": losses, "rest": json.dumps(rest, sort_keys=True, default=str)}
         )
