@@ -49,7 +49,7 @@ class Gate(nn.Module):
         self.bias.copy_(logit[:, None].expand_as(self.bias))
 
 
-def log_decay(logits: Tensor, least: float = -math.inf) -> Tensor:
+def log_decay(logits: Tensor, least: float) -> Tensor:
     """log a = -softplus(logits), the gated recurrences' usual form, no less than `least`."""
     return (-nnf.softplus(logits)).clamp(min=least)
 

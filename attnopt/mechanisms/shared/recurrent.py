@@ -110,7 +110,6 @@ class Recurrent(Mechanism):
         self.log_mass = nn.Parameter(torch.zeros(geometry.heads)) if options.window else None
         self.decay = Gate(geometry, self.size() if channels else 1, reads)
         self.decay.set(half_life_logit(torch.full((geometry.kv_heads,), 64.0)))
-        self.least = LOWEST if channels else -torch.inf
 
     def size(self) -> int:
         """F, the number of features."""
@@ -215,7 +214,7 @@ class Recurrent(Mechanism):
 
     def decays(self, hidden: Tensor | None, like: Tensor) -> Tensor:
         """log a_t, (B, G, T, 1 or F), for hidden (B, T, C), or where that is None for `like` (B, *, T, *)."""
-        return log_decay(self.decay(hidden, like), self.least).to(like)
+        return log_decay(self.decay(hidden, like), LOWEST).to(like)
 
     def features(self, x: Tensor, weight: Tensor) -> Tensor:
         """phi of centred x (B, heads, T, D) by P = weight (heads, r, D) at the usual scale: (B, heads, T, F)."""
@@ -304,7 +303,7 @@ class Recurrent(Mechanism):
         """The logs of the far weights w_ts at the gates' constants, to be compared with `_exact`."""
         heads = self.geometry.heads
         kernel = self.queries(far.q) @ repeat_heads(self.keys(far.k), heads).mT
-        decay = log_decay(self.decay.bias, self.least).mean(1)
+        decay = log_decay(self.decay.bias, LOWEST).mean(1)
         decay, offset = repeat_heads(torch.stack([decay, self.offset]), heads)[..., None, None]
         return far.causal(kernel.log() + decay * steps(kernel.shape[-1], kernel) + offset)
 

@@ -68,7 +68,8 @@ def decayed_attention(
 
     Args:
         q: (B, H, T, F). k: (B, G, T, F). v: (B, G, T, D). All of one dtype, float32 or float64.
-        log_decay: (B, G, T, 1), at most 0; or (B, G, T, F), from LOWEST to 0.
+        log_decay: (B, G, T, 1), at most 0 (their sums over a chunk are rounded, so none below -20); or
+            (B, G, T, F), from LOWEST to 0.
         state: (B, G, F, D), what an earlier call returned; None for zeros.
 
     Returns: out (B, H, T, D), the state (B, G, F, D) in memory of its own.
