@@ -14,12 +14,14 @@ from attnopt.report.questions import (
     positions,
     recall,
     simplest,
+    untrained,
 )
 
 ASKED = (
     choose,
     length,
     recall,
+    untrained,
     coherence,
     simplest,
     features,
