@@ -140,6 +140,19 @@ class GateOfTheNextToken(GatedLinear):
         return super().decays(torch.cat([hidden[:, 1:], hidden[:, -1:]], 1), like)
 
 
+@killed_by("causality", "outputs before keys")
+class ChoosesAmongTheFuture(Softmax):
+    """Of the 8 tokens of the sequence that an indexer likes best it reads those that came, and itself."""
+
+    def extend(self, x, state=None):
+        _, state = super().extend(x, state)
+        liked = x.hidden.sum(-1)
+        best = liked >= liked.topk(min(8, liked.shape[1])).values[:, -1:]
+        seen = torch.ones(*[liked.shape[1]] * 2, dtype=torch.bool).tril() & best[:, None]
+        seen = seen | torch.eye(liked.shape[1], dtype=torch.bool)
+        return weights_of(x, self.geometry.scaling, seen[:, None]) @ repeat_heads(x.v, x.q.shape[1]), state
+
+
 @killed_by("causality", "gradient to future v")
 class GradientOfTheFuture(Softmax):
     """The future adds nothing to an output, yet has a gradient."""
@@ -203,6 +216,21 @@ class ReadsItsWholeMemory(Softmax):
         visible = torch.ones(new, k.shape[2], dtype=torch.bool).tril(seen - new)
         visible[:, seen:] = True
         return weights_of(Inputs(x.q, k, v), self.geometry.scaling, visible) @ repeat_heads(v, x.q.shape[1]), state
+
+
+@killed_by("streaming", "in chunks")
+class IndexOfThisCallAlone(Softmax):
+    """An indexer whose keys are in no state: a query reads the tokens that it likes of those that came with it."""
+
+    def extend(self, x, state=None):
+        _, state = super().extend(x, state)
+        k, v = (t.tensor for t in state)
+        new, seen = x.q.shape[2], k.shape[2]
+        liked = torch.nn.functional.pad(x.hidden.sum(-1) > 0, (seen - new, 0))
+        visible = torch.ones(new, seen, dtype=torch.bool).tril(seen - new) & liked[:, None]
+        visible = visible | torch.eye(seen, dtype=torch.bool)[-new:]
+        out = weights_of(Inputs(x.q, k, v), self.geometry.scaling, visible[:, None]) @ repeat_heads(v, x.q.shape[1])
+        return out, state
 
 
 @killed_by("ownership", "of continuations that take turns")
