@@ -47,7 +47,8 @@ class DSAState(NamedTuple):
     Attributes:
         k: (B, G, S, D) their keys.
         v: (B, G, S, D) their values.
-        index_keys: (B, 1, S, d) the indexer's keys.
+        index_keys: (B, 1, S, d) the indexer's keys, in at least float32: rounded to fewer bits, tokens that are liked
+            about equally would change places.
     """
 
     k: Tokens
@@ -102,7 +103,7 @@ class DSA(Mechanism):
         """As `Mechanism.extend`. Raises ValueError where there are no hidden states."""
         seen = 0 if state is None else state.k.count
         hidden = self._hidden(x)
-        index = self.index_key(hidden, seen)[:, None].to(x.k.dtype)
+        index = self.index_key(hidden, seen)[:, None]
         if state is None:
             after = DSAState(Tokens(own_copy(x.k)), Tokens(own_copy(x.v)), Tokens(own_copy(index)))
         else:
@@ -124,7 +125,7 @@ class DSA(Mechanism):
             hidden: (B, T, C), of the queries' tokens.
             index: (B, S, d), the indexer's keys of all.
         """
-        q, k, v, index = wide(q, k, v, index)
+        q, k, v = wide(q, k, v)
         group, seen = (k.shape[1], q.shape[1] // k.shape[1]), k.shape[2] - q.shape[2]
 
         def cut(start: int, stop: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
@@ -140,7 +141,7 @@ class DSA(Mechanism):
 
     def _step(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, index: Tensor) -> Tensor:
         """`_attend` of one query, for which only the tokens that are read are gathered; equally many in all rows."""
-        read = self.chosen(hidden, wide(index)[0])[:, 0].nonzero()[:, 1].view(len(q), 1, -1, 1)
+        read = self.chosen(hidden, index)[:, 0].nonzero()[:, 1].view(len(q), 1, -1, 1)
         if not read.shape[2]:
             return q * 0
         k, v = (t.take_along_dim(read, 2) for t in (k, v))
@@ -252,8 +253,8 @@ class DSA(Mechanism):
         return torch.tensor([s in read for s in range(t + 1)])
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
-        numbers = 2 * self.geometry.kv_heads * self.geometry.head_dim + self.options.index_dim
-        return batch * length * numbers * dtype.itemsize
+        pair = 2 * self.geometry.kv_heads * self.geometry.head_dim * dtype.itemsize
+        return batch * length * (pair + self.options.index_dim * max(dtype.itemsize, 4))
 
     @classmethod
     def limit(cls, length: int) -> Options:
