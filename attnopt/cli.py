@@ -131,12 +131,19 @@ def generate(
     temperature: Temperature = 0.7,
     top_k: TopK = 50,
     seed: int = 0,
+    compile: Annotated[bool, typer.Option("--compile", help="Fuse decoding steps, which takes seconds first.")] = False,
 ) -> None:
     """Let a student continue a prompt, and say how fast it wrote and what it remembers."""
     import attnopt
     from attnopt.tools import talk
 
-    talk.generate(attnopt.load(student), prompt, talk.Sampling(new_tokens, temperature, top_k), seed)
+    model = attnopt.load(student)
+    if compile:
+        from attnopt.mechanisms.shared.compiled import compile_steps
+        from attnopt.student.attach import mechanisms_of
+
+        compile_steps(mechanisms_of(model))
+    talk.generate(model, prompt, talk.Sampling(new_tokens, temperature, top_k), seed)
 
 
 @app.command()

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attnopt.cli import main
 from attnopt.core.errors import UserError
+from attnopt.mechanisms.base import Mechanism
+from attnopt.mechanisms.shared import compiled
 from attnopt.student.attach import attach
 from attnopt.student.state import StateCache
 from attnopt.student.swap import Swap
@@ -146,6 +148,16 @@ def test_generate_and_chat_on_the_command_line(folder: Path, monkeypatch, capsys
     assert len(out.rstrip("\n").split("\n")) >= 2
     assert err.count("tokens/s") == 2
     assert err.count("bytes at") == 2
+
+
+def test_generate_compiles_where_it_is_asked_to(folder: Path, monkeypatch, capsys) -> None:
+    asked: list[list] = []
+    monkeypatch.setattr(compiled, "compile_steps", asked.append)
+    words = ["generate", str(folder), "--prompt", "Anna the king", "--new-tokens", "2"]
+    assert shell(monkeypatch, capsys, *words)[0] == 0
+    assert asked == []
+    assert shell(monkeypatch, capsys, *words, "--compile")[0] == 0
+    assert [isinstance(m, Mechanism) for m in asked[0]].count(True) == len(asked[0]) > 0
 
 
 def test_chat_needs_a_template(model, tmp_path: Path, monkeypatch, capsys) -> None:
