@@ -35,6 +35,7 @@ from attnopt.ops.linear.decayed import LOWEST
 from attnopt.ops.output_pieces import Pieces
 from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.spans import merge
+from attnopt.ops.softmax.step import attend_memory, reads_memory
 from attnopt.ops.tensors import repeat_heads, wide
 from attnopt.ops.window_state import WindowState, append_tokens
 
@@ -67,6 +68,7 @@ class Recurrent(Mechanism):
     """
 
     growth = "window"
+    compiles = ("step",)
     remembers = False
     """Whether `strength` gives something to be remembered with the window's tokens."""
 
@@ -174,11 +176,38 @@ class Recurrent(Mechanism):
             lead, stop = tokens - new, kept.k.shape[2] - window
             joining, strength = slice(stop - new, stop), None if written is None else written.tensor
             strength = None if strength is None else strength[:, :, joining]
+            if tokens == 1 and sums is not None:
+                leaving = kept.k[:, :, joining].contiguous(), kept.v[:, :, joining].contiguous()
+                out, *after = self.step(x.q, x.hidden, *leaving, strength, near, near_log, *sums)
+                written = None if written is None else written.last(window)
+                return out.to(x.q.dtype), RecurrentState(kept.cut(window), written, tuple(after))
             out, norm, sums = self._far(x.slice(lead), kept.k[:, :, joining], kept.v[:, :, joining], strength, sums)
             joined, _ = merge((near[:, :, lead:], near_log[:, :, lead:]), (out, norm.log() + self._far_log()))
             near = torch.cat([near[:, :, :lead], joined], dim=2) if lead else joined
         written = None if written is None else written.last(window)
         return near.to(x.q.dtype), RecurrentState(kept.cut(window), written, sums)
+
+    def step(
+        self,
+        q: Tensor,
+        hidden: Tensor | None,
+        k: Tensor,
+        v: Tensor,
+        written: Tensor | None,
+        near: Tensor,
+        near_log: Tensor,
+        *sums: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """One token's output and the sums after it: of tensors, to be compiled.
+
+        Args:
+            q: (B, H, 1, D). hidden: (B, 1, C).
+            k, v, written: the token that leaves the window, (B, G, 1, D) each and (B, G, 1, 1).
+            near, near_log: what `_near` gives.
+            sums: without that token.
+        """
+        out, norm, after = self._far(Inputs(q, k, v, hidden), k, v, written, sums)
+        return merge((near, near_log), (out, norm.log() + self._far_log()))[0], *after
 
     def _near(self, q: Tensor, kept: WindowState) -> tuple[Tensor, Tensor]:
         """The part of window and sinks, out (B, H, T, D) and lse (B, H, T), the latter as of centred queries and keys.
@@ -186,6 +215,9 @@ class Recurrent(Mechanism):
         With `branches: far` it is the token itself.
         """
         window, tokens = self.options.window, q.shape[2]
+        if self.options.branches != "far" and reads_memory(q, kept):
+            out, log = attend_memory(q, kept, window, self.geometry.scaling)
+            return out, log if self.options.branches == "window" else log - self.centre.dropped(q)
         q, k, v = wide(q, kept.k, kept.v)
         if self.options.branches == "far":
             k, v = (repeat_heads(t[:, :, -tokens:], q.shape[1]) for t in (k, v))
@@ -267,7 +299,7 @@ class Recurrent(Mechanism):
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         window, sinks, wide_bytes = self.options.window, self.sinks, max(dtype.itemsize, torch.float32.itemsize)
         runs = self.options.branches != "window"
-        kept = 2 * (min(length, window) + min(length, sinks)) * self.geometry.head_dim * dtype.itemsize
+        kept = 2 * min(length, window + sinks) * self.geometry.head_dim * dtype.itemsize
         written = min(length, window) * wide_bytes * (runs and self.remembers)
         sums = sum(self.sum_sizes()) * wide_bytes * (runs and length > window + sinks)
         return batch * self.geometry.kv_heads * (kept + written + sums)
