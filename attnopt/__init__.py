@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from attnopt.student.attach import attach, detach
     from attnopt.student.swap import Swap
 
-__all__ = ["Swap", "attach", "detach", "load"]
+__all__ = ["Swap", "attach", "detach", "load", "save"]
 
 _HOMES = {"Swap": "attnopt.student.swap", "attach": "attnopt.student.attach", "detach": "attnopt.student.attach"}
 """Imported when first asked for: torch and transformers take seconds."""
@@ -22,14 +22,32 @@ def load(path: str | Path, device: str = "cpu") -> Any:
         print(model.tokenizer.decode(model.generate(ids, max_new_tokens=40)[0]))
 
     Args:
-        path: the student's folder, as `attnopt distill` leaves it: models/NAME/SEED.
+        path: the student's folder, as `attnopt distill` leaves it (models/NAME/SEED), or an exported one. No code that
+            lies there is run.
         device: where the model goes, such as "cuda".
     Returns: the model, in eval mode and with trainable parameters; its tokenizer is `model.tokenizer`.
     Raises: UserError, one line, where the folder holds no student, a damaged one, or one of another teacher.
     """
-    from attnopt.student.files import load_student
+    from attnopt.export.load import load_anywhere
 
-    return load_student(path, device)
+    return load_anywhere(Path(path), device)
+
+
+def save(student: Any, folder: str | Path, *options: Any, **named: Any) -> None:
+    """Write a student as a plain Hugging Face folder, which is what its own `save_pretrained` does.
+
+        attnopt.load("models/performer/0").save_pretrained("my_student")
+        AutoModelForCausalLM.from_pretrained("my_student", trust_remote_code=True)
+
+    Args:
+        student: a swapped model, loaded by `load` or made by `attach`.
+        folder: is made; of one that is there, files with other names stay.
+        options, named: as transformers' `save_pretrained` has them, such as max_shard_size.
+    Raises: UserError, one line, where the model is not swapped or cannot be exported.
+    """
+    from attnopt.export.folder import save as save_folder
+
+    save_folder(student, folder, *options, **named)
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,10 @@ OneOrAll = Annotated[
     str | None,
     typer.Argument(help="A name from `variants` in params.yaml; else all whose record no longer holds."),
 ]
+StudentFolder = Annotated[Path, typer.Argument(help="A student's folder (models/performer/0), or an exported one.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="At most so many.")]
+Temperature = Annotated[float, typer.Option(min=0.01)]
+TopK = Annotated[int, typer.Option(min=1)]
 Again = Annotated[bool, typer.Option("--again", help="Make anew also what still holds.")]
 
 
@@ -121,21 +125,55 @@ def report(
 
 @app.command()
 def generate(
-    student: Annotated[Path, typer.Argument(help="A student's folder, such as models/performer/0.")],
+    student: StudentFolder,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
-    new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    temperature: Annotated[float, typer.Option(min=0.01)] = 0.7,
-    top_k: Annotated[int, typer.Option(min=1)] = 50,
+    new_tokens: NewTokens = 64,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 50,
     seed: int = 0,
+    compile: Annotated[bool, typer.Option("--compile", help="Fuse decoding steps, which takes seconds first.")] = False,
 ) -> None:
-    """Let a student continue a prompt."""
+    """Let a student continue a prompt, and say how fast it wrote and what it remembers."""
     import attnopt
-    from attnopt.evaluation.params import SampleParams
-    from attnopt.evaluation.writing import write_texts
+    from attnopt.tools import talk
 
     model = attnopt.load(student)
-    params = SampleParams(prompts=[prompt], new_tokens=new_tokens, temperature=temperature, top_k=top_k)
-    print(prompt + write_texts(model, model.tokenizer, [prompt], params, seed)[0].text)
+    if compile:
+        from attnopt.mechanisms.shared.compiled import compile_steps
+        from attnopt.student.attach import mechanisms_of
+
+        compile_steps(mechanisms_of(model))
+    talk.generate(model, prompt, talk.Sampling(new_tokens, temperature, top_k), seed)
+
+
+@app.command()
+def chat(
+    student: StudentFolder,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
+    new_tokens: NewTokens = 256,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 50,
+    seed: int = 0,
+) -> None:
+    """Talk to a student whose tokenizer has a chat template; the input's end (Ctrl-D) ends it."""
+    import attnopt
+    from attnopt.tools import talk
+
+    talk.chat(attnopt.load(student), talk.Sampling(new_tokens, temperature, top_k), seed, system)
+
+
+@app.command()
+def export(
+    student: StudentFolder,
+    folder: Annotated[Path, typer.Argument(help="A new folder, or that of an earlier export.")],
+) -> None:
+    """Write a student as a plain Hugging Face folder, with a model card."""
+    import attnopt
+    from attnopt.export.folder import check_free
+
+    check_free(folder)
+    attnopt.load(student).save_pretrained(folder)
+    print(f"{folder}: read it with transformers, trust_remote_code=True; README.md is its card")
 
 
 @app.command()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from tables import markdown
 from torch import Tensor, nn
 
@@ -37,6 +38,8 @@ from attnopt.core.files import read_json, write_json
 from attnopt.core.machine import environment
 from attnopt.mechanisms.base import Inputs, State
 from attnopt.ops.linear.chunked import linear_attention
+from attnopt.ops.linear.decayed import decayed_attention
+from attnopt.ops.linear.delta import delta_attention
 from attnopt.records.bench import Phase
 
 BASE = "sdpa"
@@ -46,6 +49,14 @@ LONG = 2048
 TIMED: tuple[Phase, ...] = ("prefill", "train")
 OPTIONS: dict[str, dict[str, Any]] = {"performer": {"features": 64}, "window": {"window": 64, "sinks": 0}}
 """Where not the defaults: the sizes that README's table names."""
+
+RECURRENCES = (
+    ("decay kernel", False, False),
+    ("gla kernel", False, True),
+    ("delta kernel", True, False),
+    ("kda kernel", True, True),
+)
+"""By name: whether it erases, and whether each feature has a decay of its own."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,24 @@ class LinearKernel(nn.Module):
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         return batch * GPT2.kv_heads * GPT2.head_dim * (GPT2.head_dim + 1) * dtype.itemsize
+
+
+class RecurrentKernel(nn.Module):
+    """The recurrences alone at the linear kernel's state: its gates are made from the given numbers."""
+
+    def __init__(self, erases: bool, channels: bool):
+        super().__init__()
+        self.erases, self.channels = erases, channels
+
+    def forward(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
+        decay = -0.1 * (x.v if self.channels else x.v[..., :1]).sigmoid()
+        k = nnf.normalize(x.k, dim=-1)
+        if self.erases:
+            return delta_attention(x.q, k, x.v, decay, x.v[..., -1:].sigmoid(), state)
+        return decayed_attention(x.q, k, x.v, decay, state)
+
+    def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
+        return batch * GPT2.kv_heads * GPT2.head_dim * GPT2.head_dim * dtype.itemsize
 
 
 class PerformerPytorch(nn.Module):
@@ -139,11 +168,13 @@ class _Bound:
 
 
 def entries() -> list[Entry]:
-    """SDPA, every registered mechanism, the linear kernel alone, and the peers that are installed."""
+    """SDPA, every registered mechanism, the linear kernels alone, and the peers that are installed."""
     found = [Entry(Operation("softmax", GPT2, name=BASE))]
     kinds = [kind for kind in mechanisms.mechanism_names() if kind not in ("softmax", "none")]
     found += [Entry(Operation(kind, GPT2, OPTIONS.get(kind, {}), kind)) for kind in kinds]
     found.append(Entry(Own("linear kernel", LinearKernel)))
+    for name, erases, channels in RECURRENCES:
+        found.append(Entry(Own(name, RecurrentKernel, {"erases": erases, "channels": channels})))
     if find_spec("native_sparse_attention_pytorch"):
         found.append(Entry(Operation("nsa", GPT2, {"backend": "package"}, "nsa package"), longest=1024))
     if find_spec("performer_pytorch"):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from attnopt import mechanisms
 from attnopt.bench.work import Setting, Work, weight_bytes
 from attnopt.mechanisms.base import State, measured_bytes
+from attnopt.mechanisms.shared.compiled import compile_steps
 from attnopt.mechanisms.shared.states import with_room
 from attnopt.records.bench import Phase
 from attnopt.student.attach import mechanisms_of
@@ -29,6 +30,8 @@ class ModelRunner:
         self.model = model.to(setting.device, setting.dtype).eval()
         self.setting = setting
         self.weights = weight_bytes(self.model)
+        if setting.compiles:
+            compile_steps(mechanisms_of(self.model))
 
     def work(self, phase: Phase, length: int) -> Work:
         tokens = self.setting.decode_tokens if phase == "decode" else 0

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from attnopt.bench.work import Setting, Work, weight_bytes
 from attnopt.mechanisms.base import Geometry, Inputs, State, measured_bytes
+from attnopt.mechanisms.shared.compiled import compile_steps
 from attnopt.mechanisms.shared.states import with_room
 from attnopt.records.bench import Phase
 
@@ -44,6 +45,8 @@ class OperationRunner:
         self.module = module.to(setting.device, setting.dtype).eval()
         self.geometry = geometry
         self.setting = setting
+        if setting.compiles:
+            compile_steps([self.module])
 
     def work(self, phase: Phase, length: int) -> Work:
         if phase == "train":

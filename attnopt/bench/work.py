@@ -20,12 +20,14 @@ class Setting:
         batch: sequences side by side.
         decode_tokens: tokens that one sample of the phase decode generates.
         dtype: of weights and activations.
+        compiles: whether decoding steps are fused.
     """
 
     batch: int
     decode_tokens: int
     dtype: torch.dtype
     device: torch.device
+    compiles: bool = False
 
     @property
     def cuda(self) -> bool:
@@ -44,7 +46,7 @@ def settle_process(params: BenchParams) -> Setting:
     torch.set_num_threads(params.cpu_threads())
     torch.manual_seed(0)
     device = resolve_device(params.device)
-    return Setting(params.batch, params.decode_tokens, dtype_of(params, device), device)
+    return Setting(params.batch, params.decode_tokens, dtype_of(params, device), device, params.compile)
 
 
 def dtype_of(params: BenchParams, device: torch.device) -> torch.dtype:

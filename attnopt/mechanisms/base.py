@@ -185,6 +185,9 @@ class Mechanism(nn.Module):
     parallel_up_to: int = SHORT
     """Tokens up to which `parallel` is less work than `extend`: what benchmarks/parallel.py says."""
 
+    compiles: ClassVar[tuple[str, ...]] = ()
+    """Methods from tensors to tensors that decoding spends its time in: fused where compiled decoding is asked for."""
+
     class Options(MechanismOptions):
         """The options; a mechanism without any leaves this class as it is."""
 

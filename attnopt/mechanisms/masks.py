@@ -34,6 +34,7 @@ from attnopt.ops.growing import Tokens
 from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import dense_attention, only
 from attnopt.ops.softmax.spans import BLOCK, Part, merge
+from attnopt.ops.softmax.step import attend_rows, reads_memory
 from attnopt.ops.softmax.strided import strided_attention
 from attnopt.ops.tensors import MASKED, own_copy, repeat_heads, wide
 from attnopt.ops.window_state import WindowState, append_tokens
@@ -111,6 +112,7 @@ class Masks(Mechanism):
     paper = "Child et al. 2019"
     growth: Literal["window", "linear"] = "window"
     cost = "(w + f) D"
+    compiles = ("log_masses",)
 
     class Options(MechanismOptions):
         candidates: tuple[str, ...] = ("last:1", "last:2", "last:3", "last:4", "last:5")
@@ -134,6 +136,9 @@ class Masks(Mechanism):
                 raise ValueError(f"{', '.join(names)} has a candidate twice")
             return names
 
+    selects_near: Tensor
+    selects_first: Tensor
+
     def __init__(self, geometry: Geometry, options: Options):
         super().__init__(geometry, options)
         self.candidates = [Candidate.parse(name) for name in options.candidates]
@@ -147,14 +152,21 @@ class Masks(Mechanism):
         self.sinks = max((self.candidates[i].size for i in self.first), default=0)
         if self.far:
             self.growth = "linear"
+        for name, members, count in (
+            ("selects_near", self.near, self.window),
+            ("selects_first", self.first, self.sinks),
+        ):
+            index = torch.arange(count)
+            selects = [self.candidates[i].selects(index, index) for i in members]
+            self.register_buffer(
+                name, torch.stack(selects) if selects else torch.zeros(0, count, dtype=torch.bool), persistent=False
+            )
 
     def extend(self, x: Inputs, state: AllTokens | WindowState | None = None) -> tuple[Tensor, State]:
         if self.far:
             assert not isinstance(state, WindowState)
             after = self._grown(x, state)
-            k, v = after.k.tensor, after.v.tensor
-            kept = WindowState(k, v, k[:, :, : self.sinks], v[:, :, : self.sinks], k.shape[2])
-            return self._attend(x.q, kept), after
+            return self._attend(x.q, WindowState(after.k, after.v, self.sinks, after.k.count)), after
         assert not isinstance(state, AllTokens)
         kept = append_tokens(state, x.k, x.v, self.sinks)
         return self._attend(x.q, kept), kept.cut(max(0, self.window - 1))
@@ -162,11 +174,13 @@ class Masks(Mechanism):
     def _grown(self, x: Inputs, state: AllTokens | None) -> AllTokens:
         """All tokens, the new ones too."""
         if state is None:
-            return AllTokens(Tokens(own_copy(x.k)), Tokens(own_copy(x.v)))
+            return AllTokens(Tokens(own_copy(x.k), self.sinks), Tokens(own_copy(x.v), self.sinks))
         return AllTokens(state.k.append(x.k), state.v.append(x.v))
 
     def _attend(self, q: Tensor, kept: WindowState) -> Tensor:
         """The output of queries q (B, H, T, D), whose own tokens are the last T that are `kept`."""
+        if reads_memory(q, kept, self.alpha):
+            return self._step(q, *kept.stretches)
         parts = [self._band(q, kept, start, stop) for start, stop in self._runs() if start < kept.k.shape[2]]
         parts += [self._strided(q, kept, i) for i in self.far]
         if self.sinks:
@@ -174,6 +188,32 @@ class Masks(Mechanism):
             prefix = Prefix(kept.first_k, kept.first_v, kept.seen - q.shape[2], bias=bias)
             parts.append(prefix.attend(q, 0, self.geometry.scaling))
         return merge(*parts)[0].to(q.dtype)
+
+    def _step(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The output (B, H, 1, D) of one query: its last keys, the first ones and every stride, each read in place.
+
+        Args:
+            q: (B, H, 1, D).
+            k, v: (B, G, n, D): the first tokens, any number of others, and the last, the query's own at the end.
+        """
+        count, group, scaling = k.shape[2], (k.shape[1], -1), self.geometry.scaling
+
+        def read(at: slice, logs: Tensor) -> Part:
+            logs = logs.expand(q.shape[1], -1).unflatten(0, group)[None]
+            return attend_rows(q, k[:, :, at], v[:, :, at], logs, scaling)
+
+        near, first = self.log_masses()
+        parts = []
+        if self.near:
+            last = min(self.window, count)
+            parts.append(read(slice(count - last, None), near[:, self.window - last :]))
+        if self.first:
+            parts.append(read(slice(0, min(self.sinks, count)), first[:, :count]))
+        for i in self.far:
+            at = slice((count - 1) % self.candidates[i].size, None, self.candidates[i].size)
+            out, lse = attend_rows(q, k[:, :, at], v[:, :, at], None, scaling)
+            parts.append((out, lse + F.logsigmoid(self.alpha[:, i, None]).to(lse)))
+        return merge(*parts)[0]
 
     def parallel(self, x: Inputs) -> Tensor:
         (mask,) = wide(self.mask(x.q.shape[2]))
@@ -206,19 +246,22 @@ class Masks(Mechanism):
         out, lse = strided_attention(q, kept.k, kept.v, stride, self.geometry.scaling)
         return out, lse + F.logsigmoid(self.alpha[:, index, None]).to(lse)
 
+    def log_masses(self) -> tuple[Tensor, Tensor]:
+        """`_log_mass` of the window, the token's own at the end, and of the first tokens; to be compiled."""
+        return self._log_mass(self.near, self.window).flip(1), self._log_mass(self.first, self.sinks)
+
     def _log_mass(self, members: list[int], count: int) -> Tensor:
         """The log of the coefficients' sum for each of `count` distances (or, for `first`, positions).
 
         Args:
-            members: indices of the candidates that are summed.
+            members: `near` or `first`.
             count: how many distances or positions, from 0.
 
         Returns: (H or 1, count); MASKED where no member selects.
         """
-        index = torch.arange(count, device=self.alpha.device)
-        selects = torch.stack([self.candidates[i].selects(index, index) for i in members])
+        selects = self.selects_near if members is self.near else self.selects_first
         logs = F.logsigmoid(wide(self.alpha)[0][:, members])
-        return logs[..., None].masked_fill(~selects, MASKED).logsumexp(1)
+        return logs[..., None].masked_fill(~selects[:, :count], MASKED).logsumexp(1)
 
     def mask(self, length: int) -> Tensor:
         """The learned mask m of a sequence of `length` tokens, (H or 1, T, T): query t, key s; zero where s > t."""
@@ -270,7 +313,7 @@ class Masks(Mechanism):
         return torch.stack(outs, dim=2)
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
-        tokens = length if self.far else min(length, max(0, self.window - 1)) + min(length, self.sinks)
+        tokens = length if self.far else min(length, max(0, self.window - 1) + self.sinks)
         return 2 * batch * self.geometry.kv_heads * tokens * self.geometry.head_dim * dtype.itemsize
 
     @classmethod

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
-from attnopt.ops.linear.chunked import LIMIT, linear_attention
+from attnopt.ops.linear.chunked import LIMIT, LinearState, absorb, linear_attention, recall
 from attnopt.ops.tensors import repeat_heads, wide
 
 
@@ -34,6 +34,7 @@ class Performer(Mechanism):
     parallel_up_to = 256
     dense_weights = True
     cost = "F D"
+    compiles = ("step",)
     random_features = "features"
 
     class Options(MechanismOptions):
@@ -59,8 +60,17 @@ class Performer(Mechanism):
         self.register_buffer("offset", torch.zeros(geometry.kv_heads, options.features))
 
     def extend(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
+        if x.q.shape[2] == 1 and state is not None:
+            out, *after = self.step(x.q, x.k, x.v, *state)
+            return out.to(x.q.dtype), LinearState(*after)
         out, _, state = linear_attention(x.q, x.k, x.v, state, (self.query_features, self.key_features))
         return out.to(x.q.dtype), state
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, sums: Tensor, norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One token's output (B, H, 1, D) and the sums after it: of tensors, to be compiled."""
+        phi_k = self.key_features(k)
+        after = absorb(phi_k, v.to(phi_k), LinearState(sums, norm))
+        return recall(self.query_features(q), after)[0], *after
 
     def parallel(self, x: Inputs) -> Tensor:
         weights, (v,) = self._products(x), wide(x.v)

@@ -22,7 +22,7 @@ Work is sub-quadratic: keys are sorted by cluster, so that what a query reads th
 """
 
 from itertools import product
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -35,7 +35,8 @@ from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import ages, dense_attention, only
 from attnopt.ops.softmax.ranges import range_attention
 from attnopt.ops.softmax.spans import Part, merge, zero_empty
-from attnopt.ops.tensors import repeat_heads, wide
+from attnopt.ops.softmax.step import attend_memory, attend_rows, reads_memory
+from attnopt.ops.tensors import MASKED, repeat_heads, wide
 from attnopt.ops.window_state import WindowState, append_tokens
 
 EXTEND_SPAN = 2048
@@ -80,6 +81,7 @@ class Routing(Mechanism):
     growth = "window"
     parallel_up_to = 512
     cost = "(window + f + p m + clusters) D"
+    compiles = ("step",)
 
     class Options(MechanismOptions):
         window: Annotated[int, Field(ge=1)] = 16
@@ -122,7 +124,10 @@ class Routing(Mechanism):
         """`extend` of up to EXTEND_SPAN tokens."""
         before, members = state or (None, self._no_members(x.k))
         kept, window = append_tokens(before, x.k, x.v, self.options.sinks), self.options.window
-        parts = []
+        parts: list[Part] = []
+        if self.options.branches == "both" and reads_memory(x.q, kept):
+            out, members = self._step(x.q, kept, members)
+            return out, Routed(kept.cut(window - 1), members)
         if self.options.branches != "far":
             sinks = self.options.sinks and kept.seen > window
             prefix = Prefix(kept.first_k, kept.first_v, kept.seen - x.q.shape[2], gap=window) if sinks else None
@@ -132,6 +137,52 @@ class Routing(Mechanism):
             parts += far
         out = zero_empty(*merge(*parts)).to(x.q.dtype)
         return out, Routed(kept.cut(window - 1), members)
+
+    def _step(self, q: Tensor, kept: WindowState, old: Members) -> tuple[Tensor, Members]:
+        """One token's output (B, H, 1, D), and the members after it: all of them are read where they are, masked.
+
+        Args:
+            q: (B, H, 1, D).
+            kept: the window, whose first token joins the members, and the query's own.
+            old: the members before it.
+        """
+        near = attend_memory(q, kept, self.options.window, self.geometry.scaling)
+        joins = kept.seen >= self.options.window + self.options.sinks
+        out, *after = self.step(q, kept.k[:, :, :1].contiguous(), kept.v[:, :, :1].contiguous(), *near, *old, joins)
+        return out, Members(*after)
+
+    def step(
+        self, q: Tensor, k: Tensor, v: Tensor, near: Tensor, near_log: Tensor, *members: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`_step` of tensors, to be compiled.
+
+        Args:
+            q: (B, H, 1, D).
+            k, v: (B, G, 1, D), the token that joins the members.
+            near, near_log: (B, H, 1, D) and (B, H, 1), the window's part.
+            members: the three tensors of `Members`, and whether the token joins them.
+        """
+        *tensors, joins = members
+        old = Members(*tensors)
+        empty = torch.arange(self.options.members, device=q.device) < self.options.members - old.held[..., None]
+        groups, picks = old.k.shape[1], self.picks(q)[:, :, 0]
+        unread = torch.ones(*picks.shape[:2], self.options.clusters, dtype=torch.bool, device=q.device)
+        unread = unread.scatter_(2, picks, False).unflatten(1, (groups, -1))[..., None] | empty[:, :, None]
+        mask = torch.zeros(unread.shape, dtype=q.dtype, device=q.device).masked_fill_(unread, MASKED).flatten(3)
+        far = attend_rows(q, old.k, old.v, mask, self.geometry.scaling)
+        return merge((near, near_log), far)[0], *(self._joined(old, k, v) if joins else old)
+
+    def _joined(self, old: Members, k: Tensor, v: Tensor) -> Members:
+        """The members after one more token, k and v (B, G, 1, D): the last of its cluster, whose first gives way."""
+        count = self.options.members
+        cluster = self.cluster(k)  # (B, G, 1)
+        places = (cluster * count + torch.arange(count, device=k.device))[..., None].expand(-1, -1, -1, k.shape[3])
+        k_all, v_all = (
+            tokens.scatter(2, places, torch.cat([tokens.gather(2, places)[:, :, 1:], new], dim=2))
+            for tokens, new in ((old.k, k), (old.v, v))
+        )
+        one = torch.ones_like(cluster)
+        return Members(k_all, v_all, old.held.scatter_add(2, cluster, one).clamp_(max=count))
 
     def parallel(self, x: Inputs) -> Tensor:
         if self.options.branches != "both":
@@ -290,7 +341,7 @@ class Routing(Mechanism):
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         clusters = self.options.clusters if self.options.branches != "window" else 0
-        tokens = min(length, self.options.window - 1) + min(length, self.options.sinks)
+        tokens = min(length, self.options.window - 1 + self.options.sinks)
         tokens += clusters * self.options.members
         counts = clusters * torch.long.itemsize
         return batch * self.geometry.kv_heads * (2 * tokens * self.geometry.head_dim * dtype.itemsize + counts)

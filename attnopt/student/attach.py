@@ -1,13 +1,13 @@
 """Swap mechanisms into a causal language model, in place and without modelling code, and take them out again.
 
 transformers lets an attention function be registered by name. Ours (attnopt/student/attention.py) gets the layer, q, k
-and v; a pre-hook on each attention layer supplies what it does not get: the layer's input and the cache.
+and v; around each attention layer's `forward` stands what it does not get: the layer's input and the cache.
 """
 
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+import attnopt
 from attnopt.core.errors import UserError
 from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Mechanism
@@ -40,7 +41,7 @@ class Attachment:
         swaps: what was asked for, with all options as they were chosen.
         attention: the model's attention implementation before.
         use_cache: `config.use_cache` before. generates_with_cache: `generation_config.use_cache` before.
-        hooks: on the model and on its attention layers.
+        hooks: on the model.
         patched: names of the model's methods that its own attributes hide.
     """
 
@@ -88,7 +89,7 @@ def attach(model: Any, swap: Swap | Sequence[Swap], seed: int = 0) -> Any:
         AttentionMaskInterface.register(NAME, attention.padding_mask)
         model.set_attn_implementation(NAME)
         _serve_own_cache(model, made)
-        _patch(model, "save_pretrained", _refuse_saving)
+        _patch(model, "save_pretrained", _save)
         check_swapped(model)
     except BaseException:
         detach(model)
@@ -99,7 +100,7 @@ def attach(model: Any, swap: Swap | Sequence[Swap], seed: int = 0) -> Any:
 def detach(model: Any) -> Any:
     """Give a swapped model its softmax back, in place: what `attach` added is taken away.
 
-    Gone are the mechanisms with their parameters, all hooks and the patched methods; the config's use_cache and
+    Gone are the mechanisms with their parameters, the hook and the patched methods; the config's use_cache and
     attention implementation and the generation config are as before. The model's own weights stay as they are: those
     of a student that was trained are the trained ones.
 
@@ -119,7 +120,7 @@ def detach(model: Any) -> Any:
         delattr(model, name)
     for layer in model.modules():
         if isinstance(getattr(layer, "mechanism", None), Mechanism):
-            del layer.mechanism, layer.attnopt_call
+            del layer.mechanism, layer.attnopt_call, layer.forward
     model.set_attn_implementation(made.attention)
     model.config.use_cache = made.use_cache
     model.generation_config.use_cache = made.generates_with_cache
@@ -207,8 +208,7 @@ def _build_mechanisms(model: Any, layers: list[nn.Module], swaps: Sequence[Swap]
 def _install(layer: Any, mechanism: Mechanism, made: Attachment) -> None:
     layer.mechanism = mechanism
     layer.attnopt_call = None
-    made.hooks.append(layer.register_forward_pre_hook(attention.note_call, with_kwargs=True))
-    made.hooks.append(layer.register_forward_hook(attention.forget_call, always_call=True))
+    layer.forward = types.MethodType(attention.noting(type(layer).forward), layer)
 
 
 def _serve_own_cache(model: Any, made: Attachment) -> None:
@@ -232,12 +232,9 @@ def _prepare_cache(model: Any, generation_config: Any, model_kwargs: dict[str, A
         model_kwargs["past_key_values"] = StateCache(model.config.num_hidden_layers)
 
 
-def _refuse_saving(model: Any, *args: Any, **kwargs: Any) -> NoReturn:
-    """In place of `save_pretrained`: what it wrote would load as plain softmax, with no more than a warning."""
-    raise UserError(
-        f"save_pretrained: from_pretrained would read this swapped {type(model).__name__} as plain softmax, and "
-        "exporting is not possible yet: keep it with attnopt.student.files.save_student, read it with attnopt.load"
-    )
+def _save(model: Any, *args: Any, **kwargs: Any) -> None:
+    """In place of `save_pretrained`, whose folder would load as plain softmax, with no more than a warning."""
+    attnopt.save(model, *args, **kwargs)
 
 
 def _patch(model: Any, name: str, function: Callable[..., Any]) -> None:

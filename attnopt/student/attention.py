@@ -1,5 +1,7 @@
-"""What transformers calls in a swapped model: the attention function, its mask, and the hooks around each layer."""
+"""What transformers calls in a swapped model: the attention function, its mask, and what stands around each layer."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,27 +22,39 @@ class LayerCall(NamedTuple):
     cache: StateLayer | None
 
 
-def note_call(layer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Before a layer: keep on it what `attend` will need, until `forget_call`.
+def noting(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer's `forward` that keeps on the layer, while it runs, what `attend` will need.
 
-    Raises: UserError where the caller brings a cache that is not a StateCache.
+    Hooks would do the same in several times the time, which is a decoding step's to pay in every layer.
     """
+
+    @functools.wraps(forward)
+    def noted(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        vars(layer)["attnopt_call"] = _layer_call(layer, args, kwargs)
+        try:
+            return forward(layer, *args, **kwargs)
+        finally:
+            vars(layer)["attnopt_call"] = None
+
+    return noted
+
+
+def _layer_call(layer: Any, args: tuple, kwargs: dict[str, Any]) -> LayerCall:
+    """Raises: UserError where the caller brings a cache that is not a StateCache."""
     hidden = args[0] if args else kwargs["hidden_states"]
-    names = ("past_key_values", "past_key_value", "layer_past")
-    cache = next((kwargs[n] for n in names if kwargs.get(n) is not None), None)
-    if cache is None and len(args) > 1 and hasattr(args[1], "layers"):
-        cache = args[1]
-    if cache is not None and not isinstance(cache, StateCache):
+    cache = kwargs.get("past_key_values")
+    if cache is None:
+        cache = next((kwargs[n] for n in ("past_key_value", "layer_past") if kwargs.get(n) is not None), None)
+        if cache is None and len(args) > 1 and hasattr(args[1], "layers"):
+            cache = args[1]
+    if cache is None:
+        return LayerCall(hidden, None)
+    if not isinstance(cache, StateCache):
         raise UserError(
             f"a swapped model keeps its own decoding state: pass no past_key_values or attnopt's StateCache, "
             f"not {type(cache).__name__}"
         )
-    layer.attnopt_call = LayerCall(hidden, None if cache is None else cache.layers[layer.layer_idx])
-
-
-def forget_call(layer: Any, *_: Any) -> None:
-    """After a layer, also where it failed."""
-    layer.attnopt_call = None
+    return LayerCall(hidden, cache.layers[layer.layer_idx])
 
 
 def attend(
@@ -59,12 +73,19 @@ def attend(
     call: LayerCall = layer.attnopt_call
     # Under autocast rotary positions make q and k float32 and leave v as it was.
     x = Inputs(query, key.to(query.dtype), value.to(query.dtype), call.hidden, attention_mask)
-    with torch.autocast(query.device.type, enabled=False):
-        if call.cache is None:
-            out, _ = mechanism(x, keeps_state=False)
-        else:
-            out, call.cache.state = mechanism(x, call.cache.state)
-    return out.transpose(1, 2), None
+    if torch.is_autocast_enabled(query.device.type):
+        with torch.autocast(query.device.type, enabled=False):
+            return _run(mechanism, x, call.cache), None
+    return _run(mechanism, x, call.cache), None
+
+
+def _run(mechanism: Mechanism, x: Inputs, cache: StateLayer | None) -> Tensor:
+    """The output (B, T, H, D), and the cache's state brought forward."""
+    if cache is None:
+        out, _ = mechanism(x, keeps_state=False)
+    else:
+        out, cache.state = mechanism(x, cache.state)
+    return out.transpose(1, 2)
 
 
 def _refuse_extras(mechanism: Mechanism, kwargs: dict[str, Any]) -> None:

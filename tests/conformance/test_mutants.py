@@ -9,9 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnopt import conformance
-from attnopt.mechanisms import Geometry, Inputs, Mechanism
+from attnopt.mechanisms import Geometry, Inputs, Mechanism, gated_delta
+from attnopt.mechanisms.gated_delta import GatedDelta
+from attnopt.mechanisms.gla import GatedLinear
+from attnopt.mechanisms.retention import Retention
 from attnopt.mechanisms.softmax import Softmax, SoftmaxState
 from attnopt.ops.growing import Tokens
+from attnopt.ops.linear.decayed import decayed_attention
 from attnopt.ops.tensors import repeat_heads, wide
 
 
@@ -128,6 +132,27 @@ class EvictsByFutureScores(Softmax):
         ), state
 
 
+@killed_by("causality", "outputs before keys")
+class GateOfTheNextToken(GatedLinear):
+    """A step decays as the token after it says."""
+
+    def decays(self, hidden, like):
+        return super().decays(torch.cat([hidden[:, 1:], hidden[:, -1:]], 1), like)
+
+
+@killed_by("causality", "outputs before keys")
+class ChoosesAmongTheFuture(Softmax):
+    """Of the 8 tokens of the sequence that an indexer likes best it reads those that came, and itself."""
+
+    def extend(self, x, state=None):
+        _, state = super().extend(x, state)
+        liked = x.hidden.sum(-1)
+        best = liked >= liked.topk(min(8, liked.shape[1])).values[:, -1:]
+        seen = torch.ones(*[liked.shape[1]] * 2, dtype=torch.bool).tril() & best[:, None]
+        seen = seen | torch.eye(liked.shape[1], dtype=torch.bool)
+        return weights_of(x, self.geometry.scaling, seen[:, None]) @ repeat_heads(x.v, x.q.shape[1]), state
+
+
 @killed_by("causality", "gradient to future v")
 class GradientOfTheFuture(Softmax):
     """The future adds nothing to an output, yet has a gradient."""
@@ -191,6 +216,21 @@ class ReadsItsWholeMemory(Softmax):
         visible = torch.ones(new, k.shape[2], dtype=torch.bool).tril(seen - new)
         visible[:, seen:] = True
         return weights_of(Inputs(x.q, k, v), self.geometry.scaling, visible) @ repeat_heads(v, x.q.shape[1]), state
+
+
+@killed_by("streaming", "in chunks")
+class IndexOfThisCallAlone(Softmax):
+    """An indexer whose keys are in no state: a query reads the tokens that it likes of those that came with it."""
+
+    def extend(self, x, state=None):
+        _, state = super().extend(x, state)
+        k, v = (t.tensor for t in state)
+        new, seen = x.q.shape[2], k.shape[2]
+        liked = torch.nn.functional.pad(x.hidden.sum(-1) > 0, (seen - new, 0))
+        visible = torch.ones(new, seen, dtype=torch.bool).tril(seen - new) & liked[:, None]
+        visible = visible | torch.eye(seen, dtype=torch.bool)[-new:]
+        out = weights_of(Inputs(x.q, k, v), self.geometry.scaling, visible[:, None]) @ repeat_heads(v, x.q.shape[1])
+        return out, state
 
 
 @killed_by("ownership", "of continuations that take turns")
@@ -278,6 +318,45 @@ class EpsilonInTheDenominator(Linear):
 class DetachedState(Softmax):
     def extend(self, x, state=None):
         return super().extend(x, state and SoftmaxState(*(Tokens(t.tensor.detach()) for t in state)))
+
+
+@killed_by("reference", "output")
+class DecayOffByOne(Retention):
+    """A token has decayed once when it is first read."""
+
+    def recur(self, q, k, v, decay, written, sums):
+        return super().recur(q, k * decay.exp(), v, decay, written, sums)
+
+
+@killed_by("reference", "output")
+class EraseBeforeTheRead(GatedDelta):
+    """A query reads after the erase but before the write."""
+
+    def recur(self, q, k, v, decay, written, sums):
+        out, norm, sums = super().recur(q, k, v, decay, written, sums)
+        met = F.normalize(q, dim=-1) * repeat_heads(F.normalize(k, dim=-1), q.shape[1])
+        return out - met.sum(-1, keepdim=True) * repeat_heads(written * v, q.shape[1]), norm, sums
+
+
+@killed_by("reference", "output")
+class NoErase(GatedDelta):
+    """Writes on top of what the state knows under a key."""
+
+    def recur(self, q, k, v, decay, written, sums):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(gated_delta, "delta_attention", self.without_erase)
+            return super().recur(q, k, v, decay, written, sums)
+
+    def without_erase(self, q, k, v, decay, written, state):
+        return decayed_attention(q, k, written * v, decay, state)
+
+
+@killed_by("reference", "output")
+class StrengthOfTheReader(GatedDelta):
+    """A token is written with the strength of the one that is present."""
+
+    def _far(self, x, k, v, written, sums):
+        return super()._far(x, k, v, self.strength(x.hidden, x.k), sums)
 
 
 @killed_by("reference", "gradient of q")
@@ -457,6 +536,7 @@ def test_every_check_kills_a_mutant():
 @pytest.mark.parametrize("name", [name for name, (_, check, _) in MUTANTS.items() if check == "causality"])
 def test_leaking_mutant_is_refused_before_training(name: str):
     geometry = Geometry(heads=4, kv_heads=4, head_dim=64, hidden=256, scaling=0.125)
-    mechanism = MUTANTS[name][0](geometry, Softmax.Options())
+    cls = MUTANTS[name][0]
+    mechanism = cls(geometry, cls.Options())
     mechanism.kind = name
     assert f"'{name}' leaks the future" in conformance.leak(mechanism)

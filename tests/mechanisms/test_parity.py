@@ -179,6 +179,25 @@ def test_hedgehog_without_a_window_is_flash_linear_attention_on_its_features():
     assert_same(hedgehog(x)[0], peer(q, k, v, scale=1.0, normalize=True).transpose(1, 2), x, rtol=1e-7)
 
 
+# dsa
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("keep", [7, 40, 100])
+def test_dsa_is_flash_linear_attentions_naive_one_on_its_indexers_projections(keep: int, kv_heads: int):
+    """With 16 of its queries hardly a token is liked by none, where all are equal and the two choose otherwise."""
+    x, dsa = inputs(kv_heads), build("dsa", kv_heads, keep=keep, sinks=0, window=0, index_heads=16, index_dim=8)
+    q_index, w = (x.hidden @ dsa.query).view(2, LENGTH, 16, 8), x.hidden @ dsa.weight + dsa.bias
+    q, k, v = (t.transpose(1, 2) for t in (x.q, x.k, x.v))
+    peer = naive("ops/dsa/naive.py").naive_dsa
+    theirs, indices = peer(q, k, v, q_index, x.hidden @ dsa.key, w, topk=keep, return_indices=True)
+    read = dsa.chosen(x.hidden, x.hidden @ dsa.key)
+    chosen = torch.zeros(2, LENGTH, LENGTH + 1, dtype=torch.bool)
+    chosen.scatter_(2, indices.masked_fill(indices < 0, LENGTH), True)
+    assert torch.equal(read, chosen[..., :LENGTH])
+    assert_same(dsa(x)[0], theirs.transpose(1, 2), x, rtol=1e-5)  # it computes in float32
+
+
 # nsa
 
 

@@ -83,6 +83,44 @@ def test_the_last_tokens_take_memory_of_their_own_where_the_old_is_too_large(cou
     assert torch.equal(last.with_room().append(new(2)).tensor, torch.cat([last.tensor, new(2)], 2))
 
 
+def test_a_large_window_slides_in_a_quarter_more_memory() -> None:
+    window = Tokens(new(100)).last(100)
+    for i in range(200):
+        window = window.append(new(1, i)).last(100)
+    assert window.capacity == 125
+
+
+def test_first_tokens_stay_and_those_between_are_hidden() -> None:
+    tokens, expected, before = Tokens(new(5), first=3), new(5), []
+    for i in range(60):
+        before.append((tokens, expected))
+        tokens, expected = tokens.append(new(1, i)), torch.cat([expected, new(1, i)], 2)
+        mask = tokens.hidden(8)
+        shown = torch.ones(tokens.stretch.shape[2], dtype=torch.bool) if mask is None else mask == 0
+        read = expected if expected.shape[2] <= 11 else torch.cat([expected[:, :, :3], expected[:, :, -8:]], 2)
+        assert torch.equal(tokens.stretch[:, :, shown], read)
+        tokens = tokens.last(7)
+        assert torch.equal(tokens.pinned, expected[:, :, :3])
+        assert torch.equal(tokens.tensor, expected[:, :, -7:])
+        assert filled_bytes([tokens]) == expected[:, :, :1].nbytes * min(10, expected.shape[2])
+        assert tokens.capacity <= 2 * 11
+        for same in (
+            copy.deepcopy(tokens),
+            tokens.with_room(),
+            tokens.select(torch.arange(2)),
+            tree_map(lambda t: t, [tokens])[0],
+        ):
+            assert torch.equal(same.append(new(1, 99)).pinned, expected[:, :, :3])
+            assert torch.equal(same.append(new(1, 99)).tensor[:, :, :-1], expected[:, :, -7:])
+    for older, tokens_then in before:
+        again = older.append(new(1, 500))
+        assert torch.equal(again.pinned, tokens_then[:, :, :3])
+        assert torch.equal(again.tensor, torch.cat([tokens_then[:, :, -older.count :], new(1, 500)], 2))
+        mask = again.hidden(4)
+        shown = torch.ones(again.stretch.shape[2], dtype=torch.bool) if mask is None else mask == 0
+        assert torch.equal(again.stretch[:, :, shown][:, :, -4:], again.tensor[:, :, -4:])
+
+
 def test_what_outgrows_its_memory_frees_it_for_all_who_shared_it() -> None:
     start, expected = grown(6)
     longer = start.append(new(1, 1))

@@ -20,7 +20,8 @@ from attnopt.tools import study
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 ROOMS = (
     *("core", "statistics", "records", "ops", "teacher", "mechanisms", "corpus", "report", "conformance"),
-    *("targets", "student", "training", "evaluation", "search", "bench", "settings", "tools", "stages", "cli"),
+    *("targets", "student", "training", "evaluation", "search", "bench", "export"),
+    *("settings", "tools", "stages", "cli"),
 )
 """From the ground up: a room imports those before it and itself, and no other."""
 VARIANT = ["seeds", "seed", "state", "transfer", "align", "distill", "lora", "${key}"]

@@ -20,15 +20,15 @@ SLUGS = [
     "choose",
     "length",
     "recall",
+    "untrained",
     "mixes",
     "coherence",
     "simplest",
     "features",
     "branches",
     "coefficients",
-    "crossovers",
 ]
-SLUGS += ["phases", "positions", "others"]
+SLUGS += ["crossovers", "phases", "positions", "others"]
 
 
 def replaced(context: Context, **tables: pd.DataFrame) -> Context:
@@ -326,14 +326,14 @@ def test_what_was_not_recorded_is_said_not_guessed(context, lacking):
     bare = replaced(context, **{lacking: getattr(context.records, lacking).iloc[:0]})
     silent = {answer.slug for answer in answers(bare) if "ot from this run" in answer.short}
     expected = {
-        "runs": {"features", "phases"},
+        "runs": {"untrained", "features", "phases"},
         "history": set(),
         "coefficients": {"coefficients"},
         "quality": {"choose", "coherence", "features", "phases", "positions"},
         "positions": {"positions"},
         "samples": {"coherence"},
         "bench": {"crossovers"},
-        "lengths": {"length"},
+        "lengths": {"length", "untrained"},
         "recall": {"recall"},
     }
     assert silent == expected[lacking] | {"others"}

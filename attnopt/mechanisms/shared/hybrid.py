@@ -19,11 +19,12 @@ from torch.utils.checkpoint import checkpoint
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
 from attnopt.mechanisms.shared.centring import Centre
-from attnopt.ops.linear.chunked import LIMIT, LinearState, linear_attention
+from attnopt.ops.linear.chunked import LIMIT, LinearState, absorb, linear_attention, recall
 from attnopt.ops.output_pieces import Pieces
 from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import ages
 from attnopt.ops.softmax.spans import merge
+from attnopt.ops.softmax.step import attend_memory, reads_memory
 from attnopt.ops.tensors import repeat_heads, wide
 from attnopt.ops.window_state import WindowState, append_tokens
 
@@ -55,6 +56,7 @@ class Hybrid(Mechanism):
 
     growth = "window"
     parallel_up_to = 256
+    compiles = ("step",)
 
     class Options(MechanismOptions):
         window: int = Field(default=16, ge=0)
@@ -170,6 +172,10 @@ class Hybrid(Mechanism):
             far: the state of those that had joined it before.
         """
         lead, stop = q.shape[2] - new, kept.k.shape[2] - self.options.window
+        if q.shape[2] == 1 and far is not None and self.options.window:
+            leaving = kept.k[:, :, stop - 1 : stop].contiguous(), kept.v[:, :, stop - 1 : stop].contiguous()
+            out, *after = self.step(q, *leaving, *self._exact(q, kept), *far)
+            return out, LinearState(*after)
         maps, joining = (self._query_features, self._key_features), slice(stop - new, stop)
         out, norm, far = linear_attention(q[:, :, lead:], kept.k[:, :, joining], kept.v[:, :, joining], far, maps)
         if not self.options.window:
@@ -178,20 +184,43 @@ class Hybrid(Mechanism):
         joined, _ = merge((near[:, :, lead:], near_log[:, :, lead:]), (out, norm.log() + self._far_log()))
         return torch.cat([near[:, :, :lead], joined], dim=2) if lead else joined, far
 
+    def step(
+        self, q: Tensor, k: Tensor, v: Tensor, near: Tensor, near_log: Tensor, sums: Tensor, norm: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One token's output, its near part joined with the far one, and the far sums: of tensors, to be compiled.
+
+        Args:
+            q: (B, H, 1, D).
+            k, v: (B, G, 1, D), the token that leaves the window.
+            near, near_log: (B, H, 1, D) and (B, H, 1), what `_exact` gives.
+            sums, norm: the far state without that token.
+        """
+        phi_k = self._key_features(k)
+        far = absorb(phi_k, v.to(phi_k), LinearState(sums, norm))
+        out, total = recall(self._query_features(q), far)
+        out, _ = merge((near, near_log - self.centre.dropped(q)), (out, total.log() + self._far_log()))
+        return out, *far
+
     def _near(self, q: Tensor, kept: WindowState) -> tuple[Tensor, Tensor]:
         """The part of window and sinks: out (B, H, T, D), and lse (B, H, T) as of centred queries, like the far part's.
 
         With `branches: far` it is the token itself.
         """
+        out, log = self._exact(q, kept)
+        return out, log - self.centre.dropped(q)
+
+    def _exact(self, q: Tensor, kept: WindowState) -> tuple[Tensor, Tensor]:
+        """`_near` with the lse of queries as they came."""
         window, tokens = self.options.window, q.shape[2]
+        if self.options.branches != "far" and reads_memory(q, kept):
+            return attend_memory(q, kept, window, self.geometry.scaling)
         q, k, v = wide(q, kept.k, kept.v)
         if self.options.branches == "far":
             k, v = (repeat_heads(t[:, :, -tokens:], q.shape[1]) for t in (k, v))
-            return v, (q * k).sum(-1) * self.geometry.scaling - self.centre.dropped(q)
+            return v, (q * k).sum(-1) * self.geometry.scaling
         sinks = self.options.sinks and kept.seen > window
         prefix = Prefix(kept.first_k, kept.first_v, kept.seen - tokens, gap=window) if sinks else None
-        out, log = band_attention(q, k, v, window, self.geometry.scaling, prefix=prefix)
-        return out, log - self.centre.dropped(q)
+        return band_attention(q, k, v, window, self.geometry.scaling, prefix=prefix)
 
     def _query_features(self, q: Tensor) -> Tensor:
         return self.query_map(self.centre.queries(q))
@@ -231,7 +260,7 @@ class Hybrid(Mechanism):
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         window, sinks = self.options.window, self.options.sinks
-        held = 2 * (min(length, window) + min(length, sinks)) * self.geometry.head_dim * dtype.itemsize
+        held = 2 * min(length, window + sinks) * self.geometry.head_dim * dtype.itemsize
         runs = self.options.branches != "window" and length > window + sinks
         far = self.size() * (self.geometry.head_dim + 1) * max(dtype.itemsize, torch.float32.itemsize)
         return batch * self.geometry.kv_heads * (held + far * runs)

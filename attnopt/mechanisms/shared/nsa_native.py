@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry, Inputs
+from attnopt.mechanisms.shared.nsa_step import attend_step
 from attnopt.ops.growing import Tokens
 from attnopt.ops.nsa.near import near_attention
 from attnopt.ops.nsa.picked import picked_attention
 from attnopt.ops.nsa.pool import Pool
 from attnopt.ops.nsa.slots import TIE, Layout, slot_attention
+from attnopt.ops.softmax.step import reads_tokens
 from attnopt.ops.tensors import MASKED, own_copy, repeat_heads, wide
 
 Branch = Literal["window", "selected", "compressed"]
@@ -111,6 +113,11 @@ class NativeNSA(nn.Module):
         Raises:
             ValueError: with `merge: gates`, where there are no hidden states.
         """
+        if state is not None and self._steps(x, state):
+            after = self._grown(x, state)
+            layout = Layout(state.k.count, self.options.block, self.options.window)
+            mass = math.log(self.options.block) + self.mass.to(x.q.dtype)
+            return attend_step(x.q, after, layout, self.picks, mass, self.geometry.scaling), after
         q, keys, layout, after = self._prepared(x, state)
         balance = self._gate_logits(x).reshape(*q.shape[:2], -1, q.shape[2]) if self.gated else self._slot_mass(q)
         step = max(1, NUMBERS // q[0].numel())
@@ -120,6 +127,12 @@ class NativeNSA(nn.Module):
             outs.append(self._merged(parts, balance_now) if parts else q_now * 0)
         out = torch.cat(outs) if len(outs) > 1 else outs[0]
         return out.view(x.q.shape).to(x.q.dtype), after
+
+    def _steps(self, x: Inputs, state: NSAState) -> bool:
+        """Whether `attend_step` can: a single token with far blocks, all branches and nobody who wants gradients."""
+        whole = self.branches == BRANCHES and not self.gated and self.picks > 0
+        far = state.k.count + 1 - self.options.window >= self.options.block
+        return whole and far and reads_tokens(x.q, state.k, self.mass)
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """As `Mechanism.state_bytes`: keys and values are kept as they came, slots in at least float32."""

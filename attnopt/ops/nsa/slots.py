@@ -117,6 +117,11 @@ def slot_attention(
     return _Slots.apply(q, k, v, layout, picks, leave_out)
 
 
+def best_slots(scores: Tensor, picks: int) -> Tensor:
+    """The slots (X, T, P) that `slot_attention` picks, -1 where there are fewer, from its scores (X, R, T, N)."""
+    return _pick(_importance(scores), picks)
+
+
 class _Slots(torch.autograd.Function):
     """`slot_attention` in chunks of queries, so that no more than SCORES scores exist; backwards they are made anew."""
 
@@ -129,7 +134,7 @@ class _Slots(torch.autograd.Function):
         for now, width in _chunks(q, k, layout):
             scores = _slot_scores(q[:, :, now], k[:, :width], layout, now)
             if picks:
-                picked[:, now] = _pick(_importance(scores), picks)
+                picked[:, now] = best_slots(scores, picks)
             if leave_out:
                 _drop(scores, picked[:, now])
             weights, lse[:, :, now] = softmax_lse(scores)

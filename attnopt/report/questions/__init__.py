@@ -15,12 +15,14 @@ from attnopt.report.questions import (
     positions,
     recall,
     simplest,
+    untrained,
 )
 
 ASKED = (
     choose,
     length,
     recall,
+    untrained,
     mixes,
     coherence,
     simplest,
