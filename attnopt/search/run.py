@@ -53,7 +53,8 @@ def search_library(library: Mapping[str, Path], teacher: TeacherParams, params: 
     except ValueError as error:
         raise UserError(f"search.{error}") from None
     shown = [one for one in search.found if one.way not in APART]
-    held = {one.mix: test.of(mixable.mixed(one.mix)) for one in progress_bar(shown, name="held out")}
+    mixes = list(dict.fromkeys(one.mix for one in shown))
+    held = {mix: test.of(mixable.mixed(mix)) for mix in progress_bar(mixes, name="held out")}
     return SearchRecord(
         key=key,
         environment=Environment(**environment()),

@@ -15,7 +15,7 @@ from attnopt.bench.plan import Cell, Plan, bench_operation, merge, plans_of, run
 from attnopt.bench.subjects import Operation, Student, Teacher
 from attnopt.core.errors import UserError
 from attnopt.mechanisms import Geometry, load_mechanism
-from attnopt.records.distill import StudentCard
+from attnopt.records.distill import MIXED, StudentCard
 from attnopt.records.teacher import TeacherManifest, TeacherShape
 from attnopt.teacher.params import TeacherParams
 
@@ -131,6 +131,8 @@ def test_a_variant_is_measured_beside_the_teacher_and_its_mechanism_beside_sdpa(
     assert [s.name for s in model.subjects] == [s.name for s in operation.subjects] == ["variant", "softmax"]
     own = Operation("window", geometry, options.model_dump())
     assert operation == Plan("operation", [own, Operation("softmax", geometry, name="softmax")], [32])
+    mixed = card.model_copy(update={"kind": MIXED, "options": {}})  # it has no one mechanism to measure alone
+    assert plans_of(Path("models/mine/3"), mixed, manifest, teacher, params) == [model]
 
 
 def test_several_variants_in_a_row_are_measured_from_one_server():

@@ -21,7 +21,7 @@ from attnopt.report.parts.figures import (
     ticks,
 )
 
-SUMS = {"replaced": "sum of layers replaced alone", "restored": "of layers restored alone", "corrected": "corrected"}
+SUMS = {"replaced": "Replaced alone", "restored": "Restored alone", "corrected": "Corrected"}
 COMMAND = "dvc repro search"
 
 
@@ -100,13 +100,13 @@ def _predicted(found: SearchRecord, ways: Mapping[str, str]) -> Figure:
             for way, rows in shown.groupby("way", sort=False)
         ]  # fmt: skip
         rho = next((row.value for row in found.spearman if (row.sums, row.of) == (key, "total")), None)
-        title = name if rho is None else f"{name}: Spearman {formats.fixed(rho)}"
+        title = name if rho is None else f"{name}, Spearman {formats.fixed(rho)}"
         panels.append(Panel(title, Axis("predicted", log=True), Axis("measured", log=True), series))
     return Figure(
         name="mix_predicted",
         title="Sum of single scores against the whole mix, measured",
         alt="Measured totals of mixes against what sums of scores of single layers predict.",
-        caption=f"Valid split; KL on text and {formats.number(found.recall_weight)} times that on recalled values. "
+        caption=f"Valid split; KL on text plus {formats.number(found.recall_weight)} times that on recalled values. "
         "Spearman over the random mixes; corrected scores were fitted to the mixes searched, not to these.",
         views=one_view(*panels),
         frame=frame,

@@ -23,7 +23,7 @@ WAYS = {
     "random": "random",
     "rescored": "next best sums",
 }
-RIVALS = ("uniform", "greedy")
+RIVALS = {"uniform": "two variants interleaved", "greedy": "the greedy mix"}
 """Those that the short answer speaks of."""
 MEASURES = {"kl": "KL", "recall": "recall"}
 
@@ -56,11 +56,11 @@ def _found(found: SearchRecord, budget: float) -> str:
     """What stands where, and how good it is beside the rivals."""
     best = _searched(found, budget)
     rows = {row.way: row for row in found.held_out if row.budget == budget}
-    against = [f"{_beside(rows[way])} {WAYS[way]}" for way in RIVALS if way in rows]
+    against = [f"{_beside(rows[way])} {name}" for way, name in RIVALS.items() if way in rows]
     beside = f": {formats.listing(against)}" if against else ""
     within = f"Within {formats.fraction(budget)} of softmax’s state at {formats.length(found.length)} tokens"
     return (
-        f"{within} the search puts **{stretches(best.layers)}**, untrained as a whole at a KL of "
+        f"{within} the search puts **{stretches(best.layers)}**, before any training as a whole at a KL of "
         f"{formats.plus_minus(best.kl, best.kl_se)} on text and "
         f"{formats.plus_minus(best.recall, best.recall_se)} on recalled values{beside}."
     )
