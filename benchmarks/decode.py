@@ -33,6 +33,8 @@ HYBRIDS = {"hedgehog": 7 / 64, "based": 7 / 64}
 class Stream(nn.Module):
     """Reads so many bytes once for every token."""
 
+    numbers: Tensor
+
     def __init__(self, count: int):
         super().__init__()
         self.register_buffer("numbers", torch.ones(max(1, count // 4)))
