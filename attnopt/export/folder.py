@@ -104,6 +104,8 @@ def _write_beside(student: Any, made: Attachment, aside: Path, state_dict: dict[
     template = (resources.files("attnopt") / "assets/export" / f"{MODELING}.py.txt").read_text(encoding="utf-8")
     (aside / f"{MODELING}.py").write_text(template.replace("VERSION", description.attnopt), encoding="utf-8")
     if (tokenizer := tokenizer_of(student)) is not None:
+        for how_it_was_read in ("is_local", "local_files_only"):
+            tokenizer.init_kwargs.pop(how_it_was_read, None)
         tokenizer.save_pretrained(aside)
     (aside / "README.md").write_text(card_text(student, description, state_dict), encoding="utf-8")
 
