@@ -1,7 +1,6 @@
 """The model card: the study's numbers for the weights that they belong to, and none for others."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -76,7 +75,6 @@ def test_records_of_another_training_and_damaged_ones_are_not_stated(studied: Pa
         card_of(studied, tmp_path / "damaged")
     assert not (tmp_path / "damaged").exists()
     distill.write_text(json.dumps(content))
-    shutil.copytree("models/near", "library/near")
     assert "Nothing here: the study keeps records of finished students" in card_of(
         Path("library/near/0"), tmp_path / "l"
     )
