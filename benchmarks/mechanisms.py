@@ -88,7 +88,7 @@ class Own:
 class LinearKernel(nn.Module):
     """The chunked kernel alone: its 64 features are the given numbers, made positive."""
 
-    def forward(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
+    def forward(self, x: Inputs, state: State = None, keeps_state: bool = True) -> tuple[Tensor, State]:
         out, _, state = linear_attention(x.q, x.k, x.v, state, (torch.abs, torch.abs))
         return out, state
 
@@ -103,7 +103,7 @@ class RecurrentKernel(nn.Module):
         super().__init__()
         self.erases, self.channels = erases, channels
 
-    def forward(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
+    def forward(self, x: Inputs, state: State = None, keeps_state: bool = True) -> tuple[Tensor, State]:
         decay = -0.1 * (x.v if self.channels else x.v[..., :1]).sigmoid()
         k = nnf.normalize(x.k, dim=-1)
         if self.erases:
@@ -124,7 +124,7 @@ class PerformerPytorch(nn.Module):
         with contextlib.redirect_stdout(io.StringIO()):
             self.attention = FastAttention(GPT2.head_dim, nb_features=features, causal=True)
 
-    def forward(self, x: Inputs, state: State = None) -> tuple[Tensor, State]:
+    def forward(self, x: Inputs, state: State = None, keeps_state: bool = True) -> tuple[Tensor, State]:
         return self.attention(x.q, x.k, x.v), None
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
