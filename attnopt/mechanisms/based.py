@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry
 from attnopt.mechanisms.shared.hybrid import Hybrid
+from attnopt.mechanisms.shared.projections import closest_projections
 from attnopt.ops.tensors import repeat_heads, wide
 
 LONGEST = 16.0
@@ -66,18 +67,10 @@ class Based(Hybrid):
         return _shortened(k @ weight.mT)
 
     def fit_map(self, q: Tensor, k: Tensor) -> None:
-        """Set P and Q so that s is closest to the score in the mean square, for q and k drawn independently.
-
-        With covariances Cq and Ck and the decomposition scaling Cq^1/2 Ck^1/2 = U S V^T, the best P and Q of rank d
-        are S^1/2 U^T Cq^-1/2 and S^1/2 V^T Ck^-1/2, of the d largest S.
-        """
-        groups = k.shape[1]
-        q_root, q_inverse = _roots(_covariance(q.unflatten(1, (groups, -1)).flatten(2, 3)))
-        k_root, k_inverse = _roots(_covariance(k))
-        u, s, vh = torch.linalg.svd(q_root @ k_root * self.geometry.scaling)
-        u, root, vh = u[..., : self.rank], s[:, : self.rank, None].sqrt(), vh[:, : self.rank]
-        self.query_weight.copy_(repeat_heads((root * u.mT @ q_inverse)[None], self.geometry.heads)[0])
-        self.key_weight.copy_(root * vh @ k_inverse)
+        """Set P and Q so that s is closest to the score in the mean square, for q and k drawn independently."""
+        queries, keys = closest_projections(q, k, self.rank, self.geometry.scaling)
+        self.query_weight.copy_(repeat_heads(queries[None], self.geometry.heads)[0])
+        self.key_weight.copy_(keys)
         self.log_temperature.zero_()
 
 
@@ -96,17 +89,3 @@ def _shortened(x: Tensor) -> Tensor:
 def _orthonormal(rows: int, dim: int) -> Tensor:
     """Random orthonormal rows, (rows, dim)."""
     return nn.init.orthogonal_(torch.empty(rows, dim))
-
-
-def _covariance(x: Tensor) -> Tensor:
-    """The mean of x x^T over sequences and tokens, (G, D, D), of x (B, G, T, D); not centred."""
-    x = x.transpose(0, 1).flatten(1, 2).double()
-    return x.mT @ x / x.shape[1]
-
-
-def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """C^1/2 and C^-1/2 of covariances C (G, D, D), with a floor under the variances: 1e-6, and 1e-6 of the largest."""
-    values, vectors = torch.linalg.eigh(covariance)
-    floor = (values.amax(-1, keepdim=True) * 1e-6).clamp(min=1e-6)
-    root = values.clamp(min=floor).sqrt()[:, None]
-    return vectors * root @ vectors.mT, vectors / root @ vectors.mT

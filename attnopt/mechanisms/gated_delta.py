@@ -14,9 +14,7 @@ the fit: a by the mean look-back, b = 0.3 + 0.4 (1 - normalised entropy of the t
 [0.1, 10]. Approximated: softmax on far tokens, by an online regression of values on keys.
 
 The average m is not in the papers. Without it the first reads of a converted layer are too short, as the state starts
-from zeros: on valid documents of 1024 tokens, with the bundled teacher, an eighth of its state and nothing trained,
-KL is 0.195 nats per token with it and 0.211 without, and 0.50 where reads are divided by the rule's own response to
-ones, which may be near zero.
+from zeros, and reads divided by the rule's own response to ones are unstable, as that may be near zero.
 """
 
 from typing import Any

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry
 from attnopt.mechanisms.shared.hybrid import Hybrid
-from attnopt.ops.tensors import repeat_heads, wide
+from attnopt.mechanisms.shared.spiky import first_rows, spiky_features
+from attnopt.ops.tensors import repeat_heads
 
 SHARPNESS = (1.0, 2**0.5, 2.0, 2 * 2**0.5)
 """Factors on the first W that the fit tries; the larger, the spikier the features."""
-FLOOR = -20.0
-"""The least logit, relative to the largest, so that no feature, and no product of features, vanishes in float32."""
 
 
 class Hedgehog(Hybrid):
@@ -39,7 +38,7 @@ class Hedgehog(Hybrid):
 
     def __init__(self, geometry: Geometry, options: Options):
         super().__init__(geometry, options)
-        rows = _rows(options.feature_dim or geometry.head_dim, geometry.head_dim)
+        rows = first_rows(options.feature_dim or geometry.head_dim, geometry.head_dim)
         self.register_buffer("rows", rows, persistent=False)
         self.query_weight = nn.Parameter(self.rows.repeat(geometry.heads, 1, 1))
         self.key_weight = nn.Parameter(self.rows.repeat(geometry.kv_heads, 1, 1))
@@ -49,21 +48,10 @@ class Hedgehog(Hybrid):
         return 2 * len(self.rows)
 
     def query_map(self, q: Tensor) -> Tensor:
-        return self._features(q, self.query_weight)
+        return spiky_features(q, self.query_weight, self.scale)
 
     def key_map(self, k: Tensor) -> Tensor:
-        return self._features(k, self.key_weight)
-
-    def _features(self, x: Tensor, weight: Tensor) -> Tensor:
-        """phi of x (B, heads, T, D) by W (heads, feature_dim, D): (B, heads, T, 2 feature_dim)."""
-        (weight,) = wide(weight)
-        x = x @ (weight * self.scale).mT
-        logits = torch.cat([x, -x], dim=-1)
-        # The floor is set in place and not recorded: gradients pass through it, so that a feature on the floor can
-        # leave it. It is safe, as cat keeps none of its values for the backward pass, and softmax keeps its own result.
-        with torch.no_grad():
-            logits.clamp_(min=logits.amax(-1, keepdim=True) + FLOOR)
-        return logits.softmax(-1)
+        return spiky_features(k, self.key_weight, self.scale)
 
     def fit_map(self, q: Tensor, k: Tensor) -> None:
         if q.shape[2] > self.options.window + self.options.sinks:
@@ -89,9 +77,3 @@ class Hedgehog(Hybrid):
     @classmethod
     def conformance_options(cls) -> dict[str, Hybrid.Options]:
         return super().conformance_options() | {"wide": cls.Options(feature_dim=12)}
-
-
-def _rows(count: int, dim: int) -> Tensor:
-    """W_0 (count, dim): the identity, and random rotations under it where count > dim; its first rows where less."""
-    blocks = [torch.eye(dim), *[nn.init.orthogonal_(torch.empty(dim, dim)) for _ in range(-(-count // dim) - 1)]]
-    return torch.cat(blocks)[:count]

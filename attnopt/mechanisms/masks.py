@@ -152,15 +152,13 @@ class Masks(Mechanism):
         self.sinks = max((self.candidates[i].size for i in self.first), default=0)
         if self.far:
             self.growth = "linear"
-        for name, members, count in (
-            ("selects_near", self.near, self.window),
-            ("selects_first", self.first, self.sinks),
-        ):
-            index = torch.arange(count)
-            selects = [self.candidates[i].selects(index, index) for i in members]
-            self.register_buffer(
-                name, torch.stack(selects) if selects else torch.zeros(0, count, dtype=torch.bool), persistent=False
-            )
+        self.register_buffer("selects_near", self._selects(self.near, self.window), persistent=False)
+        self.register_buffer("selects_first", self._selects(self.first, self.sinks), persistent=False)
+
+    def _selects(self, members: list[int], count: int) -> Tensor:
+        """Which distances (or, for `first`, positions) each of these candidates selects, (members, count) bool."""
+        index, none = torch.arange(count), torch.zeros(0, count, dtype=torch.bool)
+        return torch.cat([none, *(self.candidates[i].selects(index, index)[None] for i in members)])
 
     def extend(self, x: Inputs, state: AllTokens | WindowState | None = None) -> tuple[Tensor, State]:
         if self.far:
@@ -180,7 +178,7 @@ class Masks(Mechanism):
     def _attend(self, q: Tensor, kept: WindowState) -> Tensor:
         """The output of queries q (B, H, T, D), whose own tokens are the last T that are `kept`."""
         if reads_memory(q, kept, self.alpha):
-            return self._step(q, *kept.stretches)
+            return self._step(q, kept)
         parts = [self._band(q, kept, start, stop) for start, stop in self._runs() if start < kept.k.shape[2]]
         parts += [self._strided(q, kept, i) for i in self.far]
         if self.sinks:
@@ -189,30 +187,21 @@ class Masks(Mechanism):
             parts.append(prefix.attend(q, 0, self.geometry.scaling))
         return merge(*parts)[0].to(q.dtype)
 
-    def _step(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The output (B, H, 1, D) of one query: its last keys, the first ones and every stride, each read in place.
-
-        Args:
-            q: (B, H, 1, D).
-            k, v: (B, G, n, D): the first tokens, any number of others, and the last, the query's own at the end.
-        """
-        count, group, scaling = k.shape[2], (k.shape[1], -1), self.geometry.scaling
+    def _step(self, q: Tensor, kept: WindowState) -> Tensor:
+        """`_attend` of one query (B, H, 1, D): its last keys and the first ones are each read in place, as they lie."""
+        k, v = kept.stretches
 
         def read(at: slice, logs: Tensor) -> Part:
-            logs = logs.expand(q.shape[1], -1).unflatten(0, group)[None]
-            return attend_rows(q, k[:, :, at], v[:, :, at], logs, scaling)
+            logs = logs.expand(q.shape[1], -1).unflatten(0, (k.shape[1], -1))[None]
+            return attend_rows(q, k[:, :, at], v[:, :, at], logs, self.geometry.scaling)
 
         near, first = self.log_masses()
-        parts = []
+        parts = [self._strided(q, kept, i) for i in self.far]
         if self.near:
-            last = min(self.window, count)
-            parts.append(read(slice(count - last, None), near[:, self.window - last :]))
+            last = min(self.window, k.shape[2])
+            parts.append(read(slice(k.shape[2] - last, None), near[:, self.window - last :]))
         if self.first:
-            parts.append(read(slice(0, min(self.sinks, count)), first[:, :count]))
-        for i in self.far:
-            at = slice((count - 1) % self.candidates[i].size, None, self.candidates[i].size)
-            out, lse = attend_rows(q, k[:, :, at], v[:, :, at], None, scaling)
-            parts.append((out, lse + F.logsigmoid(self.alpha[:, i, None]).to(lse)))
+            parts.append(read(slice(0, min(self.sinks, k.shape[2])), first[:, : k.shape[2]]))
         return merge(*parts)[0]
 
     def parallel(self, x: Inputs) -> Tensor:

@@ -22,20 +22,21 @@ Work is sub-quadratic: keys are sorted by cluster, so that what a query reads th
 """
 
 from itertools import product
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
+from attnopt.mechanisms.shared.members import Members
 from attnopt.ops.kmeans import k_means, nearest
 from attnopt.ops.output_pieces import Pieces
-from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import ages, dense_attention, only
 from attnopt.ops.softmax.ranges import range_attention
 from attnopt.ops.softmax.spans import Part, merge, zero_empty
 from attnopt.ops.softmax.step import attend_memory, attend_rows, reads_memory
+from attnopt.ops.softmax.window import window_attention
 from attnopt.ops.tensors import MASKED, repeat_heads, wide
 from attnopt.ops.window_state import WindowState, append_tokens
 
@@ -47,20 +48,6 @@ SHARE = 0.51
 """Of a budget of state, what the clusters take: as many tokens as the window, and their counts."""
 RIDGE = 1e-3
 """The ridge of the regression, relative to the mean square of a query's entries."""
-
-
-class Members(NamedTuple):
-    """The last m members of each cluster among the tokens before the window; places without a member come first.
-
-    Attributes:
-        k: (B, G, clusters m, D) their keys, cluster by cluster, zeros where there is no member.
-        v: (B, G, clusters m, D) their values.
-        held: (B, G, clusters) how many of a cluster's m places have a member.
-    """
-
-    k: Tensor
-    v: Tensor
-    held: Tensor
 
 
 class Routed(NamedTuple):
@@ -122,16 +109,15 @@ class Routing(Mechanism):
 
     def _extend(self, x: Inputs, state: Routed | None) -> tuple[Tensor, Routed]:
         """`extend` of up to EXTEND_SPAN tokens."""
-        before, members = state or (None, self._no_members(x.k))
+        clusters = self.options.clusters if self.options.branches != "window" else 0
+        before, members = state or (None, Members.none(x.k, clusters, self.options.members))
         kept, window = append_tokens(before, x.k, x.v, self.options.sinks), self.options.window
         parts: list[Part] = []
         if self.options.branches == "both" and reads_memory(x.q, kept):
             out, members = self._step(x.q, kept, members)
             return out, Routed(kept.cut(window - 1), members)
         if self.options.branches != "far":
-            sinks = self.options.sinks and kept.seen > window
-            prefix = Prefix(kept.first_k, kept.first_v, kept.seen - x.q.shape[2], gap=window) if sinks else None
-            parts.append(band_attention(x.q, kept.k, kept.v, window, self.geometry.scaling, prefix=prefix))
+            parts.append(window_attention(x.q, kept, window, self.geometry.scaling))
         if self.options.branches != "window":
             far, members = self._far(x.q, kept, members)
             parts += far
@@ -148,41 +134,27 @@ class Routing(Mechanism):
         """
         near = attend_memory(q, kept, self.options.window, self.geometry.scaling)
         joins = kept.seen >= self.options.window + self.options.sinks
-        out, *after = self.step(q, kept.k[:, :, :1].contiguous(), kept.v[:, :, :1].contiguous(), *near, *old, joins)
+        out, *after = self.step(joins, q, kept.k[:, :, :1].contiguous(), kept.v[:, :, :1].contiguous(), *near, *old)
         return out, Members(*after)
 
     def step(
-        self, q: Tensor, k: Tensor, v: Tensor, near: Tensor, near_log: Tensor, *members: Any
+        self, joins: bool, q: Tensor, k: Tensor, v: Tensor, near: Tensor, near_log: Tensor, *old: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`_step` of tensors, to be compiled.
 
         Args:
+            joins: whether the token k, v (B, G, 1, D) joins the members after this step.
             q: (B, H, 1, D).
-            k, v: (B, G, 1, D), the token that joins the members.
             near, near_log: (B, H, 1, D) and (B, H, 1), the window's part.
-            members: the three tensors of `Members`, and whether the token joins them.
+            old: the three tensors of `Members`.
         """
-        *tensors, joins = members
-        old = Members(*tensors)
-        empty = torch.arange(self.options.members, device=q.device) < self.options.members - old.held[..., None]
-        groups, picks = old.k.shape[1], self.picks(q)[:, :, 0]
+        members = Members(*old)
+        groups, picks = k.shape[1], self.picks(q)[:, :, 0]
         unread = torch.ones(*picks.shape[:2], self.options.clusters, dtype=torch.bool, device=q.device)
-        unread = unread.scatter_(2, picks, False).unflatten(1, (groups, -1))[..., None] | empty[:, :, None]
+        unread = unread.scatter_(2, picks, False).unflatten(1, (groups, -1))[..., None] | members.empty()[:, :, None]
         mask = torch.zeros(unread.shape, dtype=q.dtype, device=q.device).masked_fill_(unread, MASKED).flatten(3)
-        far = attend_rows(q, old.k, old.v, mask, self.geometry.scaling)
-        return merge((near, near_log), far)[0], *(self._joined(old, k, v) if joins else old)
-
-    def _joined(self, old: Members, k: Tensor, v: Tensor) -> Members:
-        """The members after one more token, k and v (B, G, 1, D): the last of its cluster, whose first gives way."""
-        count = self.options.members
-        cluster = self.cluster(k)  # (B, G, 1)
-        places = (cluster * count + torch.arange(count, device=k.device))[..., None].expand(-1, -1, -1, k.shape[3])
-        k_all, v_all = (
-            tokens.scatter(2, places, torch.cat([tokens.gather(2, places)[:, :, 1:], new], dim=2))
-            for tokens, new in ((old.k, k), (old.v, v))
-        )
-        one = torch.ones_like(cluster)
-        return Members(k_all, v_all, old.held.scatter_add(2, cluster, one).clamp_(max=count))
+        far = attend_rows(q, members.k, members.v, mask, self.geometry.scaling)
+        return merge((near, near_log), far)[0], *(members.joined(self.cluster(k), k, v) if joins else members)
 
     def parallel(self, x: Inputs) -> Tensor:
         if self.options.branches != "both":
@@ -194,13 +166,6 @@ class Routing(Mechanism):
         for picked in self.picks(x.q).unbind(-1):
             seen = seen | self._last((cluster == picked[..., None]) & behind)
         return dense_attention(x.q, x.k, x.v, only(seen, x.q), self.geometry.scaling)
-
-    def _no_members(self, k: Tensor) -> Members:
-        """Those before the first token."""
-        batch, groups, _, dim = k.shape
-        clusters = self.options.clusters if self.options.branches != "window" else 0
-        keys, values = (k.new_zeros(batch, groups, clusters * self.options.members, dim) for _ in range(2))
-        return Members(keys, values, torch.zeros(batch, groups, clusters, dtype=torch.long, device=k.device))
 
     def _far(self, q: Tensor, kept: WindowState, old: Members) -> tuple[list[Part], Members]:
         """Attention to every picked cluster, and the members after these tokens.
@@ -220,7 +185,7 @@ class Routing(Mechanism):
         k_all, v_all = torch.cat([old.k, k], 2), torch.cat([old.v, v], 2)
         size, device = k_all.shape[2], k.device
         sinks = torch.arange(kept.seen - k.shape[2], kept.seen, device=device) < self.options.sinks
-        cluster = torch.cat([self._clusters_of(old), self.cluster(k).masked_fill(sinks, self.options.clusters)], 2)
+        cluster = torch.cat([old.clusters(), self.cluster(k).masked_fill(sinks, self.options.clusters)], 2)
         order = cluster.argsort(dim=2, stable=True)
         code = cluster.gather(2, order) * size + order
         k_all, v_all = (t.gather(2, order[..., None].expand_as(t)) for t in (k_all, v_all))
@@ -262,13 +227,6 @@ class Routing(Mechanism):
         empty = (index < start[..., None]).flatten(2)[..., None]
         index = index.clamp(min=0).flatten(2)[..., None].expand(-1, -1, -1, k.shape[3])
         return Members(k.gather(2, index).masked_fill(empty, 0), v.gather(2, index).masked_fill(empty, 0), stop - start)
-
-    def _clusters_of(self, members: Members) -> Tensor:
-        """The cluster of each place of `members`, (B, G, clusters m); of an empty place one that nobody picks."""
-        clusters, count = self.options.clusters, self.options.members
-        names = torch.arange(clusters, device=members.held.device)[:, None].expand(-1, count)
-        empty = torch.arange(count, device=names.device) < count - members.held[..., None]
-        return names.where(~empty, clusters).flatten(2)
 
     def cluster(self, k: Tensor) -> Tensor:
         """The cluster (B, G, T) of each key (B, G, T, D)."""

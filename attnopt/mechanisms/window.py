@@ -14,9 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
-from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import ages, dense_attention, only
-from attnopt.ops.softmax.step import attend_memory, reads_memory
+from attnopt.ops.softmax.window import window_attention
 from attnopt.ops.tensors import repeat_heads
 from attnopt.ops.window_state import WindowState, append_tokens
 
@@ -36,11 +35,7 @@ class Window(Mechanism):
     def extend(self, x: Inputs, state: WindowState | None = None) -> tuple[Tensor, State]:
         window, sinks = self.options.window, self.options.sinks
         kept = append_tokens(state, x.k, x.v, sinks)
-        if reads_memory(x.q, kept):
-            return attend_memory(x.q, kept, window, self.geometry.scaling)[0], kept.cut(window - 1)
-        start = kept.seen - x.q.shape[2]
-        prefix = Prefix(kept.first_k, kept.first_v, start, gap=window) if sinks and kept.seen > window else None
-        out, _ = band_attention(x.q, kept.k, kept.v, window, self.geometry.scaling, prefix=prefix)
+        out, _ = window_attention(x.q, kept, window, self.geometry.scaling)
         return out.to(x.q.dtype), kept.cut(window - 1)
 
     def parallel(self, x: Inputs) -> Tensor:

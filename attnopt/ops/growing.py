@@ -151,7 +151,7 @@ class Tokens:
         start, kept = self._start + left_out, self.count - left_out
         made = self._of(self._memory, kept, start, self._slides or left_out > 0)
         held = min(start, self.first) + kept
-        if (left_out and self._memory.data.requires_grad) or (left_out and self.capacity > held + _slack(held)):
+        if left_out and (self._memory.data.requires_grad or self.capacity > held + _slack(held)):
             return made._of(Memory(own_copy(made._held()), held), kept, min(start, self.first))
         return made
 

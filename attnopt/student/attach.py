@@ -120,7 +120,10 @@ def detach(model: Any) -> Any:
         delattr(model, name)
     for layer in model.modules():
         if isinstance(getattr(layer, "mechanism", None), Mechanism):
-            del layer.mechanism, layer.attnopt_call, layer.forward
+            own = layer.attnopt_forward
+            del layer.mechanism, layer.attnopt_call, layer.attnopt_forward, layer.forward
+            if own is not None:
+                layer.forward = own
     model.set_attn_implementation(made.attention)
     model.config.use_cache = made.use_cache
     model.generation_config.use_cache = made.generates_with_cache
@@ -208,7 +211,9 @@ def _build_mechanisms(model: Any, layers: list[nn.Module], swaps: Sequence[Swap]
 def _install(layer: Any, mechanism: Mechanism, made: Attachment) -> None:
     layer.mechanism = mechanism
     layer.attnopt_call = None
-    layer.forward = types.MethodType(attention.noting(type(layer).forward), layer)
+    own = layer.attnopt_forward = vars(layer).get("forward")  # such as accelerate's, which places weights
+    forward = type(layer).forward if own is None else lambda _, *args, **kwargs: own(*args, **kwargs)
+    layer.forward = types.MethodType(attention.noting(forward), layer)
 
 
 def _serve_own_cache(model: Any, made: Attachment) -> None:

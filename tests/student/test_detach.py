@@ -55,6 +55,25 @@ def test_a_model_can_be_swapped_again_once_it_is_detached() -> None:
     assert traces(detach(model)) == traces(original)
 
 
+@torch.no_grad()
+def test_a_forward_of_a_layers_own_still_runs_and_comes_back() -> None:
+    original, model = pair("llama gqa", "softmax")
+    detach(model)
+    layer, calls = model.model.layers[1].self_attn, []
+    within = layer.forward
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(args))
+        return within(*args, **kwargs)
+
+    layer.forward = own
+    attach(model, Swap("softmax"))
+    torch.testing.assert_close(model(IDS).logits, original(IDS).logits, rtol=0, atol=1e-6)
+    assert len(calls) == 2  # the check of the swap, and this call
+    detach(model)
+    assert vars(layer)["forward"] is own
+
+
 def test_what_is_not_swapped_cannot_be_detached() -> None:
     with pytest.raises(UserError, match="GPT2LMHeadModel is not swapped"):
         detach(make_teacher("gpt2"))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Geometry
+from attnopt.ops.linear.chunked import LIMIT
 from attnopt.ops.tensors import repeat_heads, wide
 
 
@@ -40,6 +41,11 @@ class Centre(nn.Module):
         (mean,) = wide(self.query_mean)
         return (k @ mean[..., None])[..., 0] * self.scaling
 
+    def weight(self, k: Tensor, offset: Tensor) -> Tensor:
+        """A key's own weight over exp(offset), (B, G, T, 1), of centred keys k (B, G, T, D); offset (G,)."""
+        log_weight = self.log_weight(k) - wide(offset)[0][:, None]
+        return log_weight.clamp(-LIMIT, LIMIT).exp()[..., None]
+
     def dropped(self, q: Tensor) -> Tensor:
         """The term that softmax drops, scaling q . mu, (B, H, T), of queries (B, H, T, D) as they came."""
         q, mean = wide(q, self.key_mean)
@@ -51,3 +57,9 @@ class Centre(nn.Module):
         q, k = wide(q, k)
         self.key_mean.copy_(k.mean((0, 2)))
         self.query_mean.copy_(q.mean((0, 2)).unflatten(0, (k.shape[1], -1)).mean(1))
+
+
+def far_log(offset: Tensor, log_mass: Tensor) -> Tensor:
+    """What is added to the log of a far sum, (H, 1): the offset (G,) that features leave out, a learned mass (H,)."""
+    offset, mass = wide(offset, log_mass)
+    return (repeat_heads(offset[None], len(mass))[0] + mass)[:, None]

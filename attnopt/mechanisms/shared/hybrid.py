@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
-from attnopt.mechanisms.shared.centring import Centre
-from attnopt.ops.linear.chunked import LIMIT, LinearState, absorb, linear_attention, recall
+from attnopt.mechanisms.shared.centring import Centre, far_log
+from attnopt.ops.linear.chunked import LinearState, absorb, linear_attention, recall
 from attnopt.ops.output_pieces import Pieces
-from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.dense import ages
 from attnopt.ops.softmax.spans import merge
-from attnopt.ops.softmax.step import attend_memory, reads_memory
+from attnopt.ops.softmax.window import window_attention
 from attnopt.ops.tensors import repeat_heads, wide
 from attnopt.ops.window_state import WindowState, append_tokens
 
@@ -211,16 +210,10 @@ class Hybrid(Mechanism):
 
     def _exact(self, q: Tensor, kept: WindowState) -> tuple[Tensor, Tensor]:
         """`_near` with the lse of queries as they came."""
-        window, tokens = self.options.window, q.shape[2]
-        if self.options.branches != "far" and reads_memory(q, kept):
-            return attend_memory(q, kept, window, self.geometry.scaling)
-        q, k, v = wide(q, kept.k, kept.v)
         if self.options.branches == "far":
-            k, v = (repeat_heads(t[:, :, -tokens:], q.shape[1]) for t in (k, v))
+            q, k, v = wide(q, *(repeat_heads(t[:, :, -q.shape[2] :], q.shape[1]) for t in (kept.k, kept.v)))
             return v, (q * k).sum(-1) * self.geometry.scaling
-        sinks = self.options.sinks and kept.seen > window
-        prefix = Prefix(kept.first_k, kept.first_v, kept.seen - tokens, gap=window) if sinks else None
-        return band_attention(q, k, v, window, self.geometry.scaling, prefix=prefix)
+        return window_attention(wide(q)[0], kept, self.options.window, self.geometry.scaling)
 
     def _query_features(self, q: Tensor) -> Tensor:
         return self.query_map(self.centre.queries(q))
@@ -228,14 +221,11 @@ class Hybrid(Mechanism):
     def _key_features(self, k: Tensor) -> Tensor:
         """Features (B, G, T, F) of keys (B, G, T, D), times the key's own weight from centring, over exp(offset)."""
         k = self.centre.keys(k)
-        log_weight = self.centre.log_weight(k) - wide(self.offset)[0][:, None]
-        return self.key_map(k) * log_weight.clamp(-LIMIT, LIMIT).exp()[..., None]
+        return self.key_map(k) * self.centre.weight(k, self.offset)
 
     def _far_log(self) -> Tensor:
-        """What is added to the log of a far sum, (H, 1): the offset that features leave out, and the learned mass."""
         assert self.log_mass is not None
-        offset, mass = wide(self.offset, self.log_mass)
-        return (repeat_heads(offset[None], len(mass))[0] + mass)[:, None]
+        return far_log(self.offset, self.log_mass)
 
     def reference(self, x: Inputs) -> Tensor:
         return torch.stack([self._attend(x, t) for t in range(x.q.shape[2])], dim=2)

@@ -26,16 +26,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attnopt.mechanisms.base import Geometry, Inputs, Mechanism, MechanismOptions, Size, State
-from attnopt.mechanisms.shared.centring import Centre
+from attnopt.mechanisms.shared.centring import Centre, far_log
 from attnopt.mechanisms.shared.gates import Gate, half_life_logit, log_decay
-from attnopt.mechanisms.shared.look_back import Far, closest_projections, mean_look_back, per_group, steps
+from attnopt.mechanisms.shared.look_back import Far, mean_look_back, per_group, steps
+from attnopt.mechanisms.shared.projections import closest_projections
+from attnopt.mechanisms.shared.spiky import first_rows, spiky_features
 from attnopt.ops.growing import Tokens
-from attnopt.ops.linear.chunked import LIMIT
 from attnopt.ops.linear.decayed import LOWEST
 from attnopt.ops.output_pieces import Pieces
-from attnopt.ops.softmax.band import Prefix, band_attention
 from attnopt.ops.softmax.spans import merge
-from attnopt.ops.softmax.step import attend_memory, reads_memory
+from attnopt.ops.softmax.window import window_attention
 from attnopt.ops.tensors import repeat_heads, wide
 from attnopt.ops.window_state import WindowState, append_tokens
 
@@ -43,8 +43,6 @@ CHECKPOINT_SPAN = 2048
 """Longer sequences are taken in spans of this many tokens, which a backward pass computes again one by one."""
 SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0)
 """Factors on P that the fit tries; the larger, the spikier the features."""
-FLOOR = -20.0
-"""The least logit of a feature, relative to the largest, so that no product of features vanishes in float32."""
 
 
 class RecurrentState(NamedTuple):
@@ -102,9 +100,8 @@ class Recurrent(Mechanism):
             raise ValueError(f"sinks: {options.sinks} need a window of 1 or more, and window is 0")
         self.sinks = (4 if options.window else 0) if options.sinks is None else options.sinks
         self.centre = Centre(geometry)
-        self.register_buffer(
-            "rows", _rows(options.feature_dim or geometry.head_dim, geometry.head_dim), persistent=False
-        )
+        rows = first_rows(options.feature_dim or geometry.head_dim, geometry.head_dim)
+        self.register_buffer("rows", rows, persistent=False)
         self.query_weight = nn.Parameter(self.rows.repeat(geometry.heads, 1, 1))
         self.key_weight = nn.Parameter(self.rows.repeat(geometry.kv_heads, 1, 1))
         self.scale = (geometry.scaling * min(len(self.rows), geometry.head_dim)) ** 0.5
@@ -176,14 +173,15 @@ class Recurrent(Mechanism):
             lead, stop = tokens - new, kept.k.shape[2] - window
             joining, strength = slice(stop - new, stop), None if written is None else written.tensor
             strength = None if strength is None else strength[:, :, joining]
+            k, v = kept.k[:, :, joining], kept.v[:, :, joining]
             if tokens == 1 and sums is not None:
-                leaving = kept.k[:, :, joining].contiguous(), kept.v[:, :, joining].contiguous()
-                out, *after = self.step(x.q, x.hidden, *leaving, strength, near, near_log, *sums)
-                written = None if written is None else written.last(window)
-                return out.to(x.q.dtype), RecurrentState(kept.cut(window), written, tuple(after))
-            out, norm, sums = self._far(x.slice(lead), kept.k[:, :, joining], kept.v[:, :, joining], strength, sums)
-            joined, _ = merge((near[:, :, lead:], near_log[:, :, lead:]), (out, norm.log() + self._far_log()))
-            near = torch.cat([near[:, :, :lead], joined], dim=2) if lead else joined
+                leaving = k.contiguous(), v.contiguous()
+                near, *after = self.step(x.q, x.hidden, *leaving, strength, near, near_log, *sums)
+                sums = tuple(after)
+            else:
+                out, norm, sums = self._far(x.slice(lead), k, v, strength, sums)
+                joined, _ = merge((near[:, :, lead:], near_log[:, :, lead:]), (out, norm.log() + self._far_log()))
+                near = torch.cat([near[:, :, :lead], joined], dim=2) if lead else joined
         written = None if written is None else written.last(window)
         return near.to(x.q.dtype), RecurrentState(kept.cut(window), written, sums)
 
@@ -214,17 +212,10 @@ class Recurrent(Mechanism):
 
         With `branches: far` it is the token itself.
         """
-        window, tokens = self.options.window, q.shape[2]
-        if self.options.branches != "far" and reads_memory(q, kept):
-            out, log = attend_memory(q, kept, window, self.geometry.scaling)
-            return out, log if self.options.branches == "window" else log - self.centre.dropped(q)
-        q, k, v = wide(q, kept.k, kept.v)
         if self.options.branches == "far":
-            k, v = (repeat_heads(t[:, :, -tokens:], q.shape[1]) for t in (k, v))
+            q, k, v = wide(q, *(repeat_heads(t[:, :, -q.shape[2] :], q.shape[1]) for t in (kept.k, kept.v)))
             return v, (q * k).sum(-1) * self.geometry.scaling - self.centre.dropped(q)
-        sinks = self.sinks and kept.seen > window
-        prefix = Prefix(kept.first_k, kept.first_v, kept.seen - tokens, gap=window) if sinks else None
-        out, log = band_attention(q, k, v, window, self.geometry.scaling, prefix=prefix)
+        out, log = window_attention(wide(q)[0], kept, self.options.window, self.geometry.scaling)
         return out, log if self.options.branches == "window" else log - self.centre.dropped(q)
 
     def _far(
@@ -236,31 +227,20 @@ class Recurrent(Mechanism):
 
     def queries(self, q: Tensor) -> Tensor:
         """phi(q_t), (B, H, T, F), of queries as they came."""
-        return self.features(self.centre.queries(q), self.query_weight)
+        return spiky_features(self.centre.queries(q), self.query_weight, self.scale)
 
     def keys(self, k: Tensor) -> Tensor:
         """phi(k_s), (B, G, T, F), of keys as they came, times the key's own weight from centring over exp(offset)."""
         k = self.centre.keys(k)
-        log_weight = self.centre.log_weight(k) - wide(self.offset)[0][:, None]
-        return self.features(k, self.key_weight) * log_weight.clamp(-LIMIT, LIMIT).exp()[..., None]
+        return spiky_features(k, self.key_weight, self.scale) * self.centre.weight(k, self.offset)
 
     def decays(self, hidden: Tensor | None, like: Tensor) -> Tensor:
         """log a_t, (B, G, T, 1 or F), for hidden (B, T, C), or where that is None for `like` (B, *, T, *)."""
         return log_decay(self.decay(hidden, like), LOWEST).to(like)
 
-    def features(self, x: Tensor, weight: Tensor) -> Tensor:
-        """phi of centred x (B, heads, T, D) by P = weight (heads, r, D) at the usual scale: (B, heads, T, F)."""
-        x = x @ (wide(weight)[0] * self.scale).mT
-        logits = torch.cat([x, -x], dim=-1)
-        with torch.no_grad():  # in place and not recorded, as in `hedgehog`: gradients pass through the floor
-            logits.clamp_(min=logits.amax(-1, keepdim=True) + FLOOR)
-        return logits.softmax(-1)
-
     def _far_log(self) -> Tensor:
-        """What is added to log n_t, (H, 1): the offset that features leave out, and the learned mass."""
         assert self.log_mass is not None
-        offset, mass = wide(self.offset, self.log_mass)
-        return (repeat_heads(offset[None], len(mass))[0] + mass)[:, None]
+        return far_log(self.offset, self.log_mass)
 
     def reference(self, x: Inputs) -> Tensor:
         outs, sums = [], None
@@ -368,9 +348,3 @@ class Recurrent(Mechanism):
             "alone": cls.Options(window=0, feature_dim=3),
             "far": cls.Options(window=8, sinks=3, branches="far"),
         }
-
-
-def _rows(count: int, dim: int) -> Tensor:
-    """(count, dim): the identity, and random rotations under it where count > dim; its first rows where less."""
-    blocks = [torch.eye(dim), *[nn.init.orthogonal_(torch.empty(dim, dim)) for _ in range(-(-count // dim) - 1)]]
-    return torch.cat(blocks)[:count]

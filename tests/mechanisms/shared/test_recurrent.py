@@ -11,7 +11,8 @@ from attnopt.mechanisms import Inputs, load_mechanism
 from attnopt.mechanisms.base import measured_bytes
 from attnopt.mechanisms.shared import recurrent
 from attnopt.mechanisms.shared.gates import Gate, half_life_logit, log_decay
-from attnopt.mechanisms.shared.look_back import Far, closest_projections, mean_entropy, mean_look_back
+from attnopt.mechanisms.shared.look_back import Far, mean_entropy, mean_look_back
+from attnopt.mechanisms.shared.projections import closest_projections
 from attnopt.ops.tensors import repeat_heads
 
 KINDS = ["retention", "gla", "gated_delta"]
