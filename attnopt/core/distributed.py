@@ -1,13 +1,18 @@
-"""One process or several: under `accelerate launch` or `distill.processes`, gradients are averaged over all (DDP)."""
+"""One process or several: under `accelerate launch` or `distill.processes`, gradients are averaged over all (DDP).
+
+With weights sharded (FSDP2) a process keeps its part of them, as DTensors, and has a module's whole only while it runs.
+"""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from attnopt.core.errors import RunError
 
@@ -16,12 +21,17 @@ class Alone:
     """One process: what the trainer needs of a group of one."""
 
     rank, size, main = 0, 1, True
+    shards = False
+    """Whether `shard` does anything."""
 
     def __init__(self, device: torch.device):
         self.device = device
 
     def wrap(self, module: nn.Module) -> nn.Module:
         return module
+
+    def shard(self, modules: Iterable[nn.Module]) -> None:
+        """Leave each process its part of the modules' parameters, in place; inner modules come first."""
 
     def without_sync(self, module: nn.Module) -> Any:
         """Backward passes in this context do not exchange gradients: for all but the last part of a batch."""
@@ -60,14 +70,49 @@ class Group(Alone):
         self.accelerator.wait_for_everyone()
 
 
+class Sharded(Group):
+    """Several processes that share the weights too, by torch's FSDP2."""
+
+    shards = True
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module: its sharded parts average their gradients themselves."""
+        return module
+
+    def without_sync(self, module: nn.Module) -> Any:
+        """Each part is exchanged: what waits would be whole gradients."""
+        return nullcontext()
+
+    def shard(self, modules: Iterable[nn.Module]) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for module in modules:
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered, which all processes ask for together; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process' part of a whole tensor, cut as `like` is; the tensor itself where that is whole."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
 def launched_processes() -> int:
     """How many processes a launcher started this one among."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def join_group(device: torch.device) -> Alone:
+def join_group(device: torch.device, sharded: bool = False) -> Alone:
     """The group that this process belongs to."""
-    return Group(device) if launched_processes() > 1 else Alone(device)
+    several = Sharded if sharded else Group
+    return several(device) if launched_processes() > 1 else Alone(device)
 
 
 def launch_processes(processes: int, arguments: list[str]) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from attnopt.core.distributed import whole
 from attnopt.core.errors import UserError
 from attnopt.records.base import Row, first_misfit
 from attnopt.records.distill import MIXED, StudentCard
@@ -25,16 +26,22 @@ AGAIN = "run `dvc repro distill` again"
 
 
 def changed_weights(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]:
-    """The student's tensors that the teacher lacks or holds with other values, by name; tied tensors once."""
+    """The student's tensors that the teacher lacks or holds with other values, by name; tied tensors once.
+
+    Of sharded models the whole tensors: all processes call it together.
+    """
     original = teacher.state_dict()
     kept: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in student.state_dict().items():
-        if name in original and torch.equal(tensor, original[name]):
+        gathered = whole(tensor)
+        if name in original and torch.equal(gathered, whole(original[name])):
             continue
-        if tensor.data_ptr() not in seen or not tensor.numel():
-            kept[name] = tensor.detach().cpu().contiguous().clone()
-        seen.add(tensor.data_ptr())
+        tied = gathered is tensor and tensor.data_ptr() in seen and tensor.numel()
+        if not tied:
+            kept[name] = gathered.detach().cpu().contiguous().clone()
+        if gathered is tensor:
+            seen.add(tensor.data_ptr())
     return kept
 
 

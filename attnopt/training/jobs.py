@@ -24,6 +24,7 @@ class TrainingJob:
             None where there is to be none, as of a mix.
         blocks: of a mix, the folder of the library's student that each layer is taken from.
         key: digest of what it is a function of: the variant with this run's seeds, the teacher, the data, the code.
+        run: the same whichever processes share the work: its checkpoint's, which any number of them goes on from.
     """
 
     variant: Variant
@@ -31,6 +32,7 @@ class TrainingJob:
     student: Path
     out: Path
     key: str
+    run: str
     library: Path | None = None
     blocks: Mapping[int, Path] = field(default_factory=dict)
 
@@ -51,8 +53,8 @@ def training_jobs(variant: Variant, teacher: TeacherParams, again: bool = False)
 
 
 def _job(variant: Variant, seeds: Seeds, teacher: TeacherParams) -> TrainingJob:
-    key = _key("distill", variant, seeds, teacher, {variant.kind})
-    return TrainingJob(variant, seeds, *_folders(variant, seeds), key, LIBRARY / variant.name / str(seeds.run))
+    keys = [_key("distill", v, seeds, teacher, {v.kind}) for v in (variant, _alone(variant))]
+    return TrainingJob(variant, seeds, *_folders(variant, seeds), *keys, LIBRARY / variant.name / str(seeds.run))
 
 
 def _mix_job(variant: Variant, seeds: Seeds, teacher: TeacherParams) -> TrainingJob:
@@ -60,8 +62,14 @@ def _mix_job(variant: Variant, seeds: Seeds, teacher: TeacherParams) -> Training
     blocks = {layer: library_folder(name, seeds.run) for layer, name in sorted(variant.options.layers.items())}
     folders = sorted(set(blocks.values()))
     kinds = {kind for folder in folders for kind in StudentCard.read(folder / "student.json").kinds}
-    key = _key("mix", variant, seeds, teacher, kinds, *folders)
-    return TrainingJob(variant, seeds, *_folders(variant, seeds), key, None, blocks)
+    keys = [_key("mix", v, seeds, teacher, kinds, *folders) for v in (variant, _alone(variant))]
+    return TrainingJob(variant, seeds, *_folders(variant, seeds), *keys, None, blocks)
+
+
+def _alone(variant: Variant) -> Variant:
+    """The variant as one process trains it."""
+    distill = variant.distill.model_copy(update={"processes": 1, "sharding": "none"})
+    return variant.model_copy(update={"distill": distill})
 
 
 def _folders(variant: Variant, seeds: Seeds) -> tuple[Path, Path]:

@@ -62,6 +62,8 @@ class DistillParams(PhaseParams):
     accumulate: Positive = 1
     """Parts of a process' share of the batch that are taken one after the other."""
     processes: Positive = 1
+    sharding: Literal["none", "full"] = "none"
+    """Whether each of several processes keeps both models whole (DDP), or its part of their layers (FSDP2)."""
     long_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The last share of all steps takes blocks of `corpus.long_block` tokens, fewer of them, for as many tokens."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

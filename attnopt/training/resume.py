@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from attnopt.core.checkpoint import Checkpoint
+from attnopt.core.distributed import part_like, whole
 from attnopt.student.build import Trainable
 from attnopt.student.files import changed_weights
 from attnopt.training.log import TrainingLog
@@ -102,26 +104,32 @@ class RunState:
 def state_of(
     phase: Phase, teacher: nn.Module, kept: dict[int, Weights], transferred: Weights | None, log: TrainingLog
 ) -> RunState:
-    """The state of a run in the midst of a phase."""
+    """The state of a run in the midst of a phase, whole: all processes call it together."""
+    best = phase.best and (phase.best[0], {name: whole(t) for name, t in phase.best[1].items()})
     return RunState(
         phase=phase.name,
         before=phase.before,
         step=phase.step,
-        best=phase.best,
+        best=best,
         since=phase.since,
         kept=kept,
         transferred=transferred,
         student=changed_weights(phase.objective.student, teacher),
-        optimizer=phase.optimizer.state_dict(),
+        optimizer=tree_map_only(Tensor, whole, phase.optimizer.state_dict()),
         log=log.state(),
     )
 
 
 def restore_phase(phase: Phase, state: RunState) -> None:
     """Bring a phase that has just begun, its student and its optimizer to where the state was taken."""
-    phase.objective.student.load_state_dict(state.student, strict=False)
+    student, named = phase.objective.student, phase.trainable.named()
+    own = student.state_dict()
+    student.load_state_dict({name: part_like(t, own[name]) for name, t in state.student.items()}, strict=False)
     phase.optimizer.load_state_dict(state.optimizer)
-    phase.step, phase.best, phase.since = state.step, state.best, state.since
+    for parameter, moments in phase.optimizer.state.items():
+        moments |= {k: part_like(t, parameter) for k, t in moments.items() if t.shape == parameter.shape}
+    phase.best = state.best and (state.best[0], {n: part_like(t, named[n]) for n, t in state.best[1].items()})
+    phase.step, phase.since = state.step, state.since
 
 
 def save_run(checkpoint: Checkpoint, state: RunState) -> None:

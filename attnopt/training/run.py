@@ -11,7 +11,7 @@ from attnopt.core.files import written_aside
 from attnopt.core.paths import CHECKPOINTS
 from attnopt.core.progress import progress_bar
 from attnopt.records.distill import CoefficientRow, HistoryRow, write_rows
-from attnopt.student.files import save_student, write_student
+from attnopt.student.files import write_student
 from attnopt.student.library import LibraryStudent, read_library
 from attnopt.targets.dataset import load_dataset
 from attnopt.teacher.params import TeacherParams
@@ -29,12 +29,14 @@ def train_students(jobs: Sequence[TrainingJob], teacher: TeacherParams) -> None:
         launch_processes(variant.distill.processes, ["mix" if variant.is_mix else "distill", variant.name, "--again"])
         return
     dataset, _ = load_dataset(teacher)
-    group = join_group(resolve_device(variant.distill.device))
-    dataset.teacher.to(group.device)
+    group = join_group(resolve_device(variant.distill.device), variant.distill.sharding == "full")
     where = (group.device.type, resolve_precision(variant.distill.precision, group.device))
     done = []
-    for job in jobs:
-        checkpoint = Checkpoint(checkpoint_key(job.key, *where))
+    for i, job in enumerate(jobs):
+        checkpoint = Checkpoint(checkpoint_key(job.run, *where))
+        if i and group.shards:
+            dataset, _ = load_dataset(teacher)  # the last run sharded it
+        dataset.teacher.to(group.device)
         with progress_bar(name=f"{variant.name}/{job.seeds.run}", unit="step", total=0) as progress:
             blocks = _blocks(job, dataset.teacher)
             trainer = Trainer(dataset, variant, job.seeds, checkpoint, group, _shower(progress), blocks)
@@ -69,7 +71,7 @@ def _shower(progress: Any) -> Callable[[int, int, HistoryRow], None]:
 def _write(job: TrainingJob, trainer: Trainer, student: Any, teacher: TeacherParams) -> None:
     card = trainer.card(job.key, teacher)
     with written_aside(job.student) as aside:
-        save_student(aside, student, trainer.dataset.teacher, card)
+        write_student(aside, trainer.weights, card)
         for step, weights in trainer.kept.items():
             write_student(aside / CHECKPOINTS / str(step), weights, card.model_copy(update={"step": step}))
     if job.library is not None and trainer.transferred is not None:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attnopt.core.checkpoint import Checkpoint
 from attnopt.core.device import memory_in_use, resolve_precision
-from attnopt.core.distributed import Alone
+from attnopt.core.distributed import Alone, whole
 from attnopt.core.errors import RunError, UserError
 from attnopt.core.machine import environment
 from attnopt.records.base import Environment
@@ -35,6 +35,7 @@ from attnopt.training.phases import PHASES, Objective
 from attnopt.training.plan import Plan, budgeted_phases, make_plan
 from attnopt.training.resume import Phase, RunState, load_run, restore_phase, save_run, state_of
 from attnopt.training.schedule import factor, make_optimizer
+from attnopt.training.sharding import refuse_unshardable, shard_models
 
 Progress = Callable[[int, int, HistoryRow], None]
 
@@ -51,7 +52,8 @@ class Trainer:
     Construction only takes note of its arguments; `run` begins with `prepare`, which builds the student.
 
     Args:
-        dataset: the teacher and the blocks; neither is changed.
+        dataset: the teacher and the blocks; neither is changed, but that the teacher is sharded where the group shares
+            weights.
         checkpoint: where the run is kept while it goes on; None keeps nothing.
         group: the processes that share the work, on whose device the teacher is to lie; None: this one alone.
         progress: called with (step, steps of the plan, row) at every log point.
@@ -61,6 +63,7 @@ class Trainer:
         student: the model that learns. plan: its phases and their steps. objectives: by phase.
         log: what was written down so far.
         kept: `changed_weights` of the student after each step that `distill.keep` asks for.
+        weights: the same of the whole run's student, once it has ended.
         transferred: the same as `transfer` left it, or where it has no such phase as it began: the library's.
     """
 
@@ -69,6 +72,7 @@ class Trainer:
     head: Head
     objectives: dict[PhaseName, Objective]
     plan: Plan
+    weights: dict[str, Tensor]
 
     def __init__(
         self,
@@ -99,6 +103,9 @@ class Trainer:
             where a phase cannot train it as params.yaml asks.
         """
         teacher = self.dataset.teacher
+        if self.group.shards:
+            refuse_unshardable(self.variant)
+        self.fingerprint = teacher_fingerprint(teacher)
         try:
             self.student = self._build()
         except UserError as error:
@@ -121,6 +128,7 @@ class Trainer:
             self._begin()
         else:
             self.log, self.kept, self.transferred = TrainingLog.from_state(state.log), state.kept, state.transferred
+        shard_models(self.student, self.dataset.teacher, self.group)
         names = list(self.plan.phases)
         for name in names[names.index(state.phase) if state else 0 :]:
             phase = self.start(name, self.log.steps, state)
@@ -128,6 +136,7 @@ class Trainer:
             self._finish(phase)
             state = None
         self.log.pause()
+        self.weights = changed_weights(self.student, self.dataset.teacher)
         return self.student
 
     def valid_kl(self) -> float:
@@ -175,7 +184,7 @@ class Trainer:
             **self._about(),
             seed=self.seeds.run,
             teacher=teacher.model_dump(),
-            fingerprint=teacher_fingerprint(self.dataset.teacher),
+            fingerprint=self.fingerprint,
             key=key,
         )
 
@@ -212,7 +221,7 @@ class Trainer:
             found = [self._backward(phase, part, len(parts), i + 1 == len(parts)) for i, part in enumerate(parts)]
         if counts:
             self.log.flops[phase.name, length] = counter.get_total_flops() * self.group.size
-        norm = nn.utils.clip_grad_norm_(phase.trainable.parameters(), self.params.clip)
+        norm = whole(nn.utils.clip_grad_norm_(phase.trainable.parameters(), self.params.clip))
         phase.optimizer.step()
         phase.optimizer.zero_grad(set_to_none=True)
         losses, kls = zip(*found, strict=True)
@@ -330,5 +339,8 @@ class Trainer:
         return total + (long * per_step[phase.name, self.batches.long.length] if long else 0)
 
     def _save(self, phase: Phase) -> None:
-        if self.checkpoint is not None and self.group.main:
-            save_run(self.checkpoint, state_of(phase, self.dataset.teacher, self.kept, self.transferred, self.log))
+        if self.checkpoint is None or not (self.group.main or self.group.shards):
+            return
+        state = state_of(phase, self.dataset.teacher, self.kept, self.transferred, self.log)
+        if self.group.main:
+            save_run(self.checkpoint, state)

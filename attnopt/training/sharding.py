@@ -1,0 +1,58 @@
+"""Which modules of a model are sharded over processes, and which runs cannot be.
+
+The attention layers, their mechanisms and the blocks around them each gather their own parameters when they are called,
+so that whatever calls them, a phase, a look at the validation KL or a fit, needs to know nothing of it. Embeddings, last
+norm and head stay whole in every process, and do not train.
+"""
+
+from typing import Any
+
+from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+
+from attnopt.core.distributed import Alone
+from attnopt.core.errors import UserError
+from attnopt.student.attach import check_swapped, mechanisms_of
+from attnopt.student.layers import attention_layers
+from attnopt.teacher.head import head_of
+from attnopt.training.params import Variant
+
+METHODS = ("penalty", "coefficients")
+"""Of a mechanism, which read its parameters outside of its forward pass."""
+
+
+def refuse_unshardable(variant: Variant) -> None:
+    """Raises UserError that names the key where a run needs what sharded models do not have."""
+    wrong = {
+        "lora.steps": (variant.lora.steps or variant.lora.epochs, "adapters are not sharded; allowed: 0"),
+        "transfer.loss": (
+            variant.transfer.loss != "outputs" and variant.transfer.steps != 0,
+            "weights need a whole copy of the teacher; allowed: outputs",
+        ),
+    }
+    for name in ("transfer", "align", "distill"):
+        reason = "embeddings are not sharded; allowed: attention, mechanism"
+        wrong[f"{name}.train"] = (variant.phase(name).train == "all", reason)  # type: ignore[arg-type]
+    for key, (found, reason) in wrong.items():
+        if found:
+            raise UserError(f"{variant.name}.{key}: with distill.sharding full {reason}")
+
+
+def shard_models(student: Any, teacher: Any, group: Alone) -> None:
+    """Shard both over the group, in place; nothing where it does not share weights."""
+    if not group.shards:
+        return
+    group.shard(units_of(teacher))
+    group.shard(units_of(student))
+    for mechanism in mechanisms_of(student):
+        for method in METHODS:
+            register_fsdp_forward_method(mechanism, method)
+    head_of(teacher)  # a call of every block, which makes it, and no layer in it, the one that ends a backward pass
+    check_swapped(student)
+
+
+def units_of(model: Any) -> list[nn.Module]:
+    """The modules that gather their parameters at once, the inner ones first."""
+    layers = attention_layers(model)
+    blocks = [m for m in model.modules() if any(child is layer for child in m.children() for layer in layers)]
+    return [*mechanisms_of(model), *layers, *blocks]
