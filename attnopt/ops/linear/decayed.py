@@ -164,9 +164,7 @@ def _channel_weights(q: Tensor, k: Tensor, sums: Tensor) -> Tensor:
     return torch.cat(bands, 3).flatten(2, 3)
 
 
-def pair_gradients(
-    d_weights: Tensor, q: Tensor, k: Tensor, sums: Tensor, diagonal: int = 0
-) -> tuple[Tensor, Tensor]:
+def pair_gradients(d_weights: Tensor, q: Tensor, k: Tensor, sums: Tensor, diagonal: int = 0) -> tuple[Tensor, Tensor]:
     """Gradients by q and k of `pair_weights`, given those by the weights, (X, N, R C, C).
 
     Those by sums are their products with q and k: L_i only ever stands beside q_i, and -L_j beside k_j.
