@@ -163,7 +163,7 @@ def _scan(own: Tensor, erased: Tensor, k: Tensor, decay: Tensor, state: Tensor) 
 def _scan_back(
     d_read: Tensor, d_before: Tensor, erased: Tensor, kept: Tensor, decay: Tensor, d_after: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by what every chunk writes and by the state after it, (X, N, *, D), and by the first state, (B, G, F, D).
+    """Gradients by what every chunk writes and the state after it, (X, N, *, D), and by the first state, (B, G, F, D).
 
     Args:
         d_read: by what a chunk writes as its own queries read it, (X, N, C, D).
