@@ -90,7 +90,7 @@ def _shares(model: Any, request: Request) -> dict[str, float]:
 
 def _check_text(request: Request, tokenizer: Any, texts: Documents | None) -> None:
     """Raises UserError where a held-out split has no document of the length."""
-    held = (texts and {split: [text for _, text in found] for split, found in texts.items()}) or _read(request)
+    held = _read(request) if texts is None else {split: [text for _, text in found] for split, found in texts.items()}
     for split in ("valid", "test"):
         longest = int(tokenize(held[split], tokenizer).sizes.max(initial=0))
         if longest < request.length:

@@ -21,7 +21,7 @@ class Request:
         model: BUNDLED, a folder, a .gguf file, an installed package that carries one, or an id on a hub.
         length: tokens after which states are compared, and on which quality is measured.
         state: the share of softmax's state at `length` that the student may hold.
-        text: a folder of text, or SAMPLE; None: trained on text of the model's own, measured on SAMPLE.
+        text: a folder of text, or SAMPLE; None: training is on text of the model's own, measured on SAMPLE.
         train: steps of distillation that the mix found gets.
     """
 

@@ -104,7 +104,7 @@ def corpus(request: Request, text: str | None, block: int) -> Sections:
     common = {"block": block, "max_tokens": most, "max_eval_tokens": 16 * block}
     if text is not None:
         return {"source": "files", "path": text} | common
-    if request.text == SAMPLE:
+    if request.text == SAMPLE or not request.train:  # what nothing learns from need not be sampled
         return {"source": SAMPLE} | common
     return {"source": "teacher", "held_out": SAMPLE} | common
 

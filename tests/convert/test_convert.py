@@ -12,7 +12,7 @@ from attnopt.convert.request import Request
 from attnopt.core.errors import UserError
 from attnopt.records.search import SearchRecord
 
-SAME = ("params.yaml", "conversion.json", "stages.json", "data/corpus/*", "models/*/0/*", "library/*/0/*", "student/*")
+SAME = ("params.yaml", "conversion.json", "data/corpus/*", "models/*/0/*", "library/*/0/*", "student/*")
 
 
 @pytest.fixture
