@@ -177,6 +177,26 @@ def export(
 
 
 @app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="bundled, a folder, a .gguf file or its package, or a hub id.")],
+    length: Annotated[int, typer.Option(help="Tokens at which the budget holds and quality is measured.")],
+    state: Annotated[float, typer.Option(help="The share of softmax's state that it may hold there.")],
+    text: Annotated[
+        str | None, typer.Option(help="A folder of text, or enwiki-sample; else the model's own and the bundled.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The conversion's folder; else MODEL-LENGTH-STATE here.")] = None,
+    train: Annotated[int, typer.Option(help="Steps of distillation for the mix found.")] = 0,
+) -> None:
+    """Find the student within a budget of state that is closest to a model; measure and export it."""
+    from attnopt.convert.request import Request
+
+    request = Request(model, length, state, text, train)
+    from attnopt.convert.run import convert as make  # torch, only where the request can be meant
+
+    make(request, out or request.default_folder)
+
+
+@app.command()
 def mechanisms() -> None:
     """List the mechanisms: source, growth of the state, cost per token, options with their defaults."""
     from attnopt.mechanisms.shared.catalogue import mechanisms_table
