@@ -49,7 +49,7 @@ class Mixture(Composite):
         """Whether each head of a token chooses for itself; false: all choose alike."""
         training: Literal["soft", "straight"] = "soft"
         """Which weights training sees: all of them, or those of use with the gradient of all."""
-        load_weight: Annotated[float, Field(ge=0)] = 0.01
+        load_weight: Annotated[float, Field(ge=0)] = 0.001
         """Of the load term in the loss, one for each layer."""
         start: Annotated[float, Field(gt=0, lt=1)] = 0.9
         """The weight of the best single expert before training."""
