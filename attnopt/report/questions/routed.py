@@ -56,7 +56,7 @@ def compared(context: Context, length: int) -> pd.DataFrame:
     for variant in table.index[table["kind"] == KIND]:
         own, kinds = table.loc[variant], experts.get(str(variant), set())
         others = {ALONE: table["kind"].isin(kinds), MIX: table["kind"].isin(STATIC)}
-        for equal, key in (("state", "share"), ("time", "decode_ms")):
+        for equal, key in (("state", "state"), ("time", "decode_ms")):
             within = pd.to_numeric(table[key]) <= MOST * float(own[key])
             for against, among in others.items():
                 found = table[among & within].sort_values("kl", kind="stable").head(1)
@@ -75,7 +75,7 @@ def _parts(context: Context) -> dict[str, set[str]]:
 def _row(variant: str, own: Any, equal: str, against: str, rival: str, other: Any) -> dict[str, Any]:
     ours, theirs = (Estimate(float(r["kl"]), float(r["kl_se"])) for r in (own, other))
     gap, keys = ours.minus(theirs), ("kl", "kl_se", "share", "decode_ms")
-    row = {"variant": variant, "equal": equal, "against": against, "rival": rival}
+    row: dict[str, Any] = {"variant": variant, "equal": equal, "against": against, "rival": rival}
     row |= {key: float(own[key]) for key in keys} | {f"rival_{key}": float(other[key]) for key in keys}
     verdict = AHEAD if theirs.clearly_above(ours) else "behind" if ours.clearly_above(theirs) else LEVEL
     return row | {"gap": gap.value, "gap_se": gap.error, "verdict": verdict}

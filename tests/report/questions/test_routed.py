@@ -45,6 +45,17 @@ def test_a_mixture_stands_beside_its_best_expert_and_a_static_mix_at_equal_state
     assert (frame[frame["equal"] == "time"]["rival_decode_ms"] <= 1.1 * frame["decode_ms"].iloc[0]).all()
 
 
+def test_an_expert_with_more_state_or_time_is_no_equal(context: Context) -> None:
+    changed = with_mixture(context)
+    states, bench = (t.copy() for t in (changed.records.states, changed.records.bench))
+    states.loc[states["variant"] == "hedgehog", "bytes"] *= 10
+    bench.loc[bench["variant"] == "hedgehog", "state_bytes"] *= 10
+    larger = Context.of(dataclasses.replace(changed.records, states=states, bench=bench), changed.params)
+    frame = routed.compared(larger, larger.main or 0)
+    alone = frame[frame["against"] == routed.ALONE].set_index("equal")["rival"]
+    assert dict(alone) == {"state": "performer", "time": "hedgehog"}
+
+
 @pytest.mark.parametrize(("factor", "word"), [(0.01, "Yes"), (100.0, "No")])
 def test_it_says_whether_routing_is_ahead(context: Context, factor: float, word: str) -> None:
     answer = routed.answer(with_mixture(context, based=factor))
