@@ -53,7 +53,7 @@ def test_an_expert_with_more_state_or_time_is_no_equal(context: Context) -> None
     larger = Context.of(dataclasses.replace(changed.records, states=states, bench=bench), changed.params)
     frame = routed.compared(larger, larger.main or 0)
     alone = frame[frame["against"] == routed.ALONE].set_index("equal")["rival"]
-    assert dict(alone) == {"state": "performer", "time": "hedgehog"}
+    assert dict(alone) == {"state": "performer_256", "time": "hedgehog"}
 
 
 @pytest.mark.parametrize(("factor", "word"), [(0.01, "Yes"), (100.0, "No")])
