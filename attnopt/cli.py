@@ -215,7 +215,7 @@ def conform(target: Annotated[str, typer.Argument(help="A mechanism's name, or m
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="mini, all, gpt2, smollm2: a file of studies/.")],
+    name: Annotated[str, typer.Argument(help="mini, all, mixture, gpt2, smollm2: a file of studies/.")],
 ) -> None:
     """Write a named study into params.yaml; `dvc repro` then runs it."""
     from attnopt.tools.study import apply_study

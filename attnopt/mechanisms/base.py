@@ -185,6 +185,9 @@ class Mechanism(nn.Module):
     parallel_up_to: int = SHORT
     """Tokens up to which `parallel` is less work than `extend`: what benchmarks/parallel.py says."""
 
+    alike_when_repeated: bool = True
+    """Whether one whose key/value heads are repeated does the same; not where it treats single heads differently."""
+
     compiles: ClassVar[tuple[str, ...]] = ()
     """Methods from tensors to tensors that decoding spends its time in: fused where compiled decoding is asked for."""
 
@@ -254,6 +257,13 @@ class Mechanism(nn.Module):
         Returns: out (B, H, T, D) in q's dtype.
         """
         return self.extend(x)[0]
+
+    def absorb(self, x: Inputs, state: State = None) -> State:
+        """The state after the new tokens, where nobody wants their output: as `extend`, which to the bit it is.
+
+        To be defined where it is less work than `extend`; a mixture calls it of the experts that no query reads.
+        """
+        return self.extend(x, state)[1]
 
     def weights(self, x: Inputs) -> Tensor:
         """The attention weights on a whole sequence, for mechanisms with `dense_weights`.

@@ -65,7 +65,15 @@ class StudentCard(Record):
     @property
     def kinds(self) -> list[str]:
         """The mechanisms that it runs, but for softmax in layers that nothing replaces."""
-        return sorted({part.kind for part in self.parts}) if self.kind == MIXED else [self.kind]
+        if self.kind == MIXED:
+            return sorted({kind for part in self.parts for kind in (part.kind, *kinds_in(part.options))})
+        return sorted({self.kind, *kinds_in(self.options)})
+
+
+def kinds_in(options: dict[str, Any]) -> set[str]:
+    """The mechanisms that one is made of, from its options: those given as {kind: ..., options: ...}."""
+    listed = [v for value in options.values() for v in (value if isinstance(value, list | tuple) else [value])]
+    return {str(v["kind"]) for v in listed if isinstance(v, dict) and v.keys() == {"kind", "options"}}
 
 
 class Budget(Row):

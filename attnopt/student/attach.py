@@ -20,6 +20,7 @@ import attnopt
 from attnopt.core.errors import UserError
 from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Mechanism
+from attnopt.mechanisms.shared.composite import outermost
 from attnopt.records.base import first_misfit
 from attnopt.student import attention
 from attnopt.student.budget import options_within
@@ -138,8 +139,8 @@ def attachment_of(model: Any) -> Attachment | None:
 
 
 def mechanisms_of(model: nn.Module) -> list[Mechanism]:
-    """The mechanisms of a swapped model, by layer."""
-    return [m for m in model.modules() if isinstance(m, Mechanism)]
+    """The mechanisms of a swapped model, by layer; parts of them are none of their own."""
+    return outermost(model.modules())
 
 
 def resolve_swap(swap: Swap) -> tuple[type[Mechanism], Any]:
