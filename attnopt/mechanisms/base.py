@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from attnopt.core.section import Section
@@ -109,12 +110,24 @@ SHORT = 192
 """Tokens up to which a (T, T) matrix of weights is less work on a CPU than streaming, where nothing else is known."""
 
 
+LARGEST = 2**24
+"""Of any whole number among a mechanism's options."""
+
+
 class MechanismOptions(Section):
     """Base of a mechanism's options, which are a section of params.yaml.
 
     A field's docstring is its help in `attnopt mechanisms`. Options are frozen and passed by keyword, an unknown key is
     refused, and the defaults of all fields together must make a mechanism that runs.
     """
+
+    @field_validator("*")
+    @classmethod
+    def _of_this_world(cls, value: Any) -> Any:
+        """Options may come from a foreign student: what no machine holds is refused before it is tried."""
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ValueError(f"the largest number of anything is {LARGEST}")
+        return value
 
 
 class Mechanism(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 
 from attnopt.core.errors import UserError
+from attnopt.core.section import Name
 from attnopt.records.base import Control, Record, Row, StudentRecord, first_misfit
 
 MIXED = "mixed"
@@ -22,7 +23,7 @@ class MixedLayers(Row):
         variant: whose they were in the library. kind, options: of the mechanism there.
     """
 
-    variant: str
+    variant: Name
     kind: str
     options: dict[str, Any]
     layers: list[int]
@@ -46,7 +47,7 @@ class StudentCard(Record):
     stage: ClassVar[str] = "distill"
     format: Literal[4] = 4
 
-    variant: str
+    variant: Name
     kind: str
     control: Control | None
     options: dict[str, Any]

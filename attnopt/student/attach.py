@@ -203,8 +203,9 @@ def _build_mechanisms(model: Any, layers: list[nn.Module], swaps: Sequence[Swap]
             parameter = next(layer.parameters())
             try:
                 mechanism = cls(describe_layer(model, layer), options)
-            except ValueError as error:
-                raise UserError(f"{cls.kind} does not fit {type(model).__name__}: {error}") from None
+            except (ValueError, RuntimeError, MemoryError, OverflowError) as error:
+                reason = str(error).split("\n")[0]
+                raise UserError(f"{cls.kind} does not fit {type(model).__name__}: {reason}") from None
             built.append(mechanism.to(parameter.device, parameter.dtype))
     return built
 
