@@ -234,6 +234,19 @@ def study(
 
 
 @app.command()
+def merge_lock(
+    base: Annotated[Path, typer.Argument(help="%O of git: dvc.lock as both sides had it.")],
+    ours: Annotated[Path, typer.Argument(help="%A: as it is here; the result is written to it.")],
+    theirs: Annotated[Path, typer.Argument(help="%B: as it is on the other machine.")],
+) -> None:
+    """Merge dvc.lock of two machines, stage by stage: git's merge driver of it, see docs/many-machines.md."""
+    from attnopt.tools.lock import merge_lock as merge
+
+    if twice := merge(base, ours, theirs):
+        print(f"dvc.lock: run on both sides, so that `dvc repro` looks at them again: {', '.join(twice)}")
+
+
+@app.command()
 def checkpoints(prune: Annotated[bool, typer.Option(help="Remove those that no process holds.")] = False) -> None:
     """List, or remove, the checkpoints of interrupted runs."""
     from attnopt.core import checkpoint
