@@ -118,17 +118,23 @@ def models(run: Run) -> list[Unit]:
 
 def bench_params(run: Run, longest_train: int) -> BenchParams:
     """Energy where the GPU's driver and nvidia-ml-py tell it."""
+    timed: dict[str, Any] = {
+        "decode_tokens": 16,
+        "min_seconds": 0.5,
+        "max_seconds": 30.0,
+        "longest_train": longest_train,
+    }
     if run.toy:
-        quick = {"min_iterations": 2, "min_seconds": 0, "max_spread": 1e9, "decode_tokens": 2, "threads": 1}
-        return BenchParams(**quick, longest_train=64, device=run.device)
+        timed = {"min_iterations": 2, "min_seconds": 0, "max_spread": 1e9, "decode_tokens": 2, "threads": 1}
+        timed["longest_train"] = 64
     energy = "nvml" if run.device == "cuda" and importlib.util.find_spec("pynvml") else None
-    timed = {"decode_tokens": 16, "min_seconds": 0.5, "max_seconds": 30.0}
-    return BenchParams(**timed, longest_train=longest_train, device=run.device, energy=energy)
+    return BenchParams.model_validate({**timed, "device": run.device, "energy": energy})
 
 
 def _costs(piece: str, run: Run, subjects: Sequence[Subject], lengths: Sequence[int], longest: int) -> list[Unit]:
     """A unit for each length and subject, the first of which is the baseline."""
-    params, level = bench_params(run, longest), "model" if piece == "model" else "operation"
+    params = bench_params(run, longest)
+    level: Level = "model" if piece == "model" else "operation"
     return [
         Unit(
             piece,
