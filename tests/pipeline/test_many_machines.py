@@ -24,7 +24,7 @@ CLIENT = """#!{python}
 import os, sys
 from multiprocessing.connection import Client
 with Client({address!r}) as line:
-    line.send((os.getcwd(), sys.argv[1:]))
+    line.send((os.getcwd(), sys.argv[1:] + os.environ.get("DVC_STAGE", "").split("@")[1:]))
     sys.exit(line.recv())
 """
 VARIANTS = {"softmax": "softmax", "none": "none", "masks": "masks", "window": "window"}
