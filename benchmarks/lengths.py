@@ -28,7 +28,7 @@ from attnopt import settings as params
 from attnopt.cli import run_stage
 from attnopt.core.device import resolve_device
 from attnopt.corpus.params import CorpusParams
-from attnopt.corpus.sources import documents
+from attnopt.corpus.sources import documents, open_sources
 from attnopt.student.distance import per_token
 from attnopt.targets.dataset import load_dataset
 from attnopt.teacher.head import hidden_states
@@ -86,7 +86,9 @@ def workspace(content: dict[str, Any]) -> Iterator[params.Settings]:
 
 def valid_parts(corpus: CorpusParams, tokenizer: Any, most: int) -> np.ndarray:
     """(n, LENGTH) contiguous tokens of the valid split's documents, each within one document."""
-    encoded = tokenizer(documents(corpus)["valid"], add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = tokenizer(list(documents(open_sources(corpus)["valid"])), add_special_tokens=False, verbose=False)[
+        "input_ids"
+    ]
     parts = [ids[i : i + LENGTH] for ids in encoded for i in range(0, len(ids) - LENGTH + 1, LENGTH)]
     if not parts:
         raise SystemExit(f"the valid split has no document of {LENGTH} tokens")
