@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from attnopt.corpus.sources import Segment
+from attnopt.corpus.sources import Segment, Source
 
 PIECE, WINDOW = 1 << 18, 1 << 10
 """Characters of a piece of a long document; and on each side of a cut, to see whether it changes a token."""
@@ -23,7 +23,7 @@ class Encoder:
     """A fast tokenizer's ids of plain text, without padding, truncation or special tokens of its own.
 
     Attributes:
-        dtype: the smallest of uint16 and uint32 that holds every id. end: the end-of-text token.
+        dtype: uint16 where it holds every id, else int32. end: the end-of-text token.
     """
 
     def __init__(self, tokenizer: Any):
@@ -34,7 +34,7 @@ class Encoder:
         self.backend.no_truncation()
         self.backend.encode_special_tokens = tokenizer.split_special_tokens
         self.end: int = tokenizer.eos_token_id
-        self.dtype: type = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+        self.dtype: type = np.uint16 if len(tokenizer) <= 2**16 else np.int32
 
     def __call__(self, texts: list[str]) -> list[Any]:
         """The encoding of each text, computed by the tokenizer's threads."""
@@ -116,6 +116,17 @@ def encode_pieces(
             for piece, encoding in zip(batch, future.result(), strict=True):
                 end = [encoder.end] if piece.ends else []
                 yield piece, np.array(encoding.ids + end, dtype=encoder.dtype)
+
+
+def document_sizes(source: Source, encoder: Encoder) -> Iterator[int]:
+    """The tokens of each document, its end-of-text token included, of which none is kept."""
+    size = 0
+    for shard in range(source.shards):
+        for piece, ids in encode_pieces(cut_pieces(source.read(shard), encoder), encoder):
+            size += len(ids)
+            if piece.ends:
+                yield size
+                size = 0
 
 
 def _wanted(room: int | None, waiting: int) -> int:

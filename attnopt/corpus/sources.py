@@ -84,10 +84,11 @@ def split_documents(texts: list[str]) -> dict[str, list[str]]:
 
 def _enwiki(params: CorpusParams) -> dict[str, Source]:
     texts = split_documents([text for _, text in wiki.sample_articles()])
-    return {split: _source_of(texts[split]) for split in _read_splits(params)}
+    return {split: source_of(texts[split]) for split in _read_splits(params)}
 
 
-def _source_of(texts: list[str]) -> Source:
+def source_of(texts: list[str]) -> Source:
+    """Documents at hand, as one shard."""
     return Source(lambda _: ((text, True) for text in texts), bytes=sum(len(text.encode()) for text in texts))
 
 

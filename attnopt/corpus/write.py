@@ -57,12 +57,15 @@ class Reached:
         self.pieces += 1
         self.tokens += tokens
         self.words += len(piece.text.split()) + piece.text.count("\n")
-        self.bytes += len(piece.text.encode())
-        self.digest = _chained(self.digest, piece)
+        text = piece.text.encode()
+        self.bytes += len(text)
+        self.digest = _chained(self.digest, text, piece.ends)
 
 
-def _chained(digest: str, piece: Piece) -> str:
-    return hashlib.sha256(f"{digest}{int(piece.ends)}{piece.text}".encode()).hexdigest()
+def _chained(digest: str, text: bytes, ends: bool) -> str:
+    chained = hashlib.sha256(f"{digest}{int(ends)}".encode())
+    chained.update(text)
+    return chained.hexdigest()
 
 
 def write_corpus(
@@ -175,7 +178,7 @@ def write_split(source: Source, encoder: Encoder, folder: Path, split: str, room
     Args:
         room: the tokens after which nothing more is read; None: read all.
     """
-    reached = _resumable(folder / f"{split}.state.json", source, encoder)
+    reached = _resumable(folder / f"{split}.state.json", source, encoder, room)
     if reached.done:
         return reached
     total, unit = (room, " tokens") if room else (source.bytes, "B")
@@ -191,18 +194,17 @@ def write_split(source: Source, encoder: Encoder, folder: Path, split: str, room
     return reached
 
 
-def _resumable(state: Path, source: Source, encoder: Encoder) -> Reached:
+def _resumable(state: Path, source: Source, encoder: Encoder, room: int | None) -> Reached:
     """What an earlier call kept, where the text that it read is still the same; else a start from nothing."""
     if not state.is_file():
         return Reached()
     reached = Reached(**read_json(state))
-    if reached.done:
-        return reached
     digest = reached.before
     pieces = cut_pieces(source.read(reached.shard), encoder) if reached.shard < source.shards else iter(())
     for _, piece in zip(range(reached.pieces), pieces, strict=False):
-        digest = _chained(digest, piece)
-    if digest != reached.digest:
+        digest = _chained(digest, piece.text.encode(), piece.ends)
+    more = reached.done and reached.tokens != room and next(pieces, None)
+    if digest != reached.digest or more:
         print(f"  {state.name.split('.')[0]}: the text has changed since; starting anew", file=sys.stderr)
         return Reached()
     return reached
@@ -283,7 +285,7 @@ def _write_sampled(
 
 
 def _sampled_ends(blocks: np.ndarray, end: int) -> np.ndarray:
-    """Where sampled blocks (n, block) end as documents, contiguous for sure: at an end-of-text token or a block's end."""
+    """Where what is surely contiguous in sampled blocks (n, block) ends: at an end-of-text token or a block's end."""
     ends = blocks == end
     ends[:, -1] = True
     return np.flatnonzero(ends.ravel()) + 1
