@@ -41,7 +41,7 @@ EDGES = [0, 64, 128, 256, 512, 1024]
 BINS = [f"{start}-{stop}" for start, stop in itertools.pairwise(EDGES)]
 COLUMNS = ["variant", "trained on", "tokens", *BINS, "last ±", "seconds"]
 """Forward KL by position, nats per token; the last bin's standard error over the measured parts."""
-LONG = {"corpus": {"long_block": 1024}, "distill": {"long_share": 0.2}}
+LONG = {"corpus": {"long_block": 1024, "long_across": True}, "distill": {"long_share": 0.2}}
 SHIFTED = {"teacher": {"shift": 0.5}}
 ROWS: dict[str, tuple[int, list[dict[str, Any]]]] = {
     "128": (128, []),
