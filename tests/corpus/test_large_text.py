@@ -167,6 +167,22 @@ def test_reading_stops_where_there_are_tokens_enough(tokenizer: Any, tmp_path: P
     assert np.load(tmp_path / "train.ends.npy").tolist() == [*np.cumsum(sizes[:9]), room]
 
 
+def test_sizes_are_those_of_the_documents(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "PIECE", 600)
+    monkeypatch.setattr(encode, "WINDOW", 50)
+    texts = [sentences(i, 30 if i == 4 else 5) for i in range(9)]
+    sizes = list(encode.document_sizes(sources.source_of(texts), Encoder(tokenizer)))
+    assert sizes == [len(tokenizer.encode(text)) + 1 for text in texts]
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(2, [2]), (3, [3]), (8, [3, 7]), (99, [3, 7, 12])])
+def test_the_first_documents_are_whole_but_for_a_first_that_is_too_long(tokens: int, expected: list[int]) -> None:
+    first = blocks.Documents(np.arange(12), np.array([3, 7, 12])).first(tokens)
+    assert first.ends.tolist() == expected
+    assert first.tokens.tolist() == list(range(expected[-1]))
+    assert len(blocks.Documents(np.zeros(0), np.zeros(0, dtype=int)).first(5)) == 0
+
+
 def test_max_tokens_stops_or_spreads(workspace: Workspace) -> None:
     workspace.run("tokenize")
     whole = blocks.read_documents(Path("data/corpus"), "train").tokens.tolist()
