@@ -175,7 +175,7 @@ def test_sizes_are_those_of_the_documents(tokenizer: Any, monkeypatch: pytest.Mo
     assert sizes == [len(tokenizer.encode(text)) + 1 for text in texts]
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(2, [2]), (3, [3]), (8, [3, 7]), (99, [3, 7, 12])])
+@pytest.mark.parametrize(("tokens", "expected"), [(2, [2]), (3, [3]), (7, [3, 7]), (8, [3, 7]), (99, [3, 7, 12])])
 def test_the_first_documents_are_whole_but_for_a_first_that_is_too_long(tokens: int, expected: list[int]) -> None:
     first = blocks.Documents(np.arange(12), np.array([3, 7, 12])).first(tokens)
     assert first.ends.tolist() == expected
