@@ -160,8 +160,12 @@ def _ranks(search: Search) -> list[RankRow]:
         if single is None:
             continue
         sorts += [(name, "kl", single.kl), (name, "recall", single.recall), (name, "total", single.total(weight))]
-    rows = []
-    for name, what, scores in sorts:
-        value = spearman(np.array([cost_of(mix, scores) for mix in mixes]), np.array(of[what]))
-        rows.append(RankRow(sums=name, of=what, value=None if len(mixes) < 3 or np.isnan(value) else value))
-    return rows
+    return [RankRow(sums=name, of=what, value=_rank(mixes, scores, of[what])) for name, what, scores in sorts]
+
+
+def _rank(mixes: list[Found], scores: np.ndarray, values: list[float]) -> float | None:
+    """Of sums and values; None where there are too few mixes, or all are alike."""
+    if len(mixes) < 3:
+        return None
+    value = spearman(np.array([cost_of(mix, scores) for mix in mixes]), np.array(values))
+    return None if np.isnan(value) else value
