@@ -14,8 +14,7 @@ SOFTMAX, UNTRAINED = "softmax", ("rescored", "random")
 
 def write_found_mixes(share: float, path: Path = Path("params.yaml")) -> None:
     """Under `mixes`, a name per way and budget: `searched_125` holds at most 0.125 of softmax's state, as `greedy_125`
-    does. A rival that is the same mix as one before it is left out, and so are the random ones. Mixes of other names stay
-    as they are.
+    does. A rival that is the same mix as one before it is left out, and so are the random ones. Other mixes stay.
 
     Raises: UserError where the search had no such budget, or there is no record.
     """
