@@ -48,7 +48,7 @@ class Settings(BaseModel):
     variants: Annotated[dict[Name, str], Field(min_length=1)]
     """What is compared, by name: the mechanism of each. A variant has a section of its own, which may be empty."""
     mixes: dict[Name, dict[str, Any]] = Field(default={})
-    """Students whose layers are several variants', by name: `layers`, `seeds` and what OF_A_MIX names."""
+    """Students whose layers are several variants', by name: `layers`, `seeds`, and of sections what they override."""
     controls: list[str] = Field(default=[])
     """Variants that are there to compare with, and never ranked."""
     seeds: Annotated[list[Count], Field(min_length=1)]

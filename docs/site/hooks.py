@@ -1,4 +1,4 @@
-"""What MkDocs runs while it builds the site: pages made from the code, and the repository's files that pages lead to."""
+"""What MkDocs runs as it builds the site: pages made from the code, and the repository's files that pages lead to."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

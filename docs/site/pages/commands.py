@@ -1,5 +1,7 @@
 """The page of the command line, from the parser."""
 
+import re
+
 from attnopt.cli import app
 
 
@@ -10,4 +12,5 @@ def page() -> str:
 
     group = typer.main.get_command(app)
     text = get_docs_for_click(obj=group, ctx=typer.Context(group), name="attnopt", title="Commands")
-    return text
+    text = re.sub(r"\*\*Commands\*\*:\n.*?(?=^## )", "", text, count=1, flags=re.DOTALL | re.MULTILINE)
+    return text.replace("* `--help`: Show this message and exit.\n", "").replace("**Options**:\n\n\n", "")

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 from .repository import ROOT
 
-GREEK = dict(zip("alpha beta mu phi tau".split(), "αβμφτ", strict=True))
+GREEK = {"alpha": "α", "beta": "β", "mu": "μ", "phi": "φ", "tau": "τ"}
 _RAISED = r"\^(\{[^{}]*\}|\([^()]*\)|[A-Za-z0-9]+)"
 _LOWERED = r"_(\{[^{}]*\}|[A-Za-z0-9]+(?:,[a-z]+)?)"
 
 
-def markdown(docstring: str) -> str:
-    """A module's docstring, of which indented blocks are equations."""
-    blocks = inspect.cleandoc(docstring).split("\n\n")
+def markdown(text: str) -> str:
+    """Paragraphs of a docstring without its indentation, of which indented ones are equations."""
+    blocks = text.split("\n\n")
     return "\n\n".join(equation(b) if b.startswith("    ") else prose(b) for b in blocks)
 
 
@@ -46,7 +46,7 @@ def equation(block: str) -> str:
     if len(rows) > 1 and width > 1:
         cells = ["".join(f"<td>{typeset(html.escape(c, False))}</td>" for c in row) for row in rows]
         lines = "".join(f"<tr>{row}</tr>" for row in cells)
-        return f'<div class="equation"><table>{lines}</table></div>'
+        return f'<div class="equation"><table class="rows">{lines}</table></div>'
     lines = "<br>".join(" &emsp; ".join(f"<span>{typeset(html.escape(c, False))}</span>" for c in row) for row in rows)
     return f'<div class="equation">{lines}</div>'
 

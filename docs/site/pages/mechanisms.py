@@ -17,9 +17,9 @@ from .options import table
 
 HEAD = """# Mechanisms
 
-What can stand in softmax's place, made from the files of [attnopt/mechanisms](../attnopt/mechanisms). Each section begins with
-what the mechanism computes, where it comes from, what it approximates and how it starts close to the teacher; then what it
-remembers, and its options. Letters:
+What can stand in softmax's place, made from the files of [attnopt/mechanisms](../attnopt/mechanisms). Each section
+begins with what the mechanism computes, where it comes from, what it approximates and how it starts close to the
+teacher; then what it remembers, and its options. Letters:
 
 | letter | |
 |---|---|
@@ -45,7 +45,7 @@ def letters() -> Iterator[tuple[str, str]]:
 def parts(cls: type[Mechanism]) -> Iterator[str]:
     """A mechanism's section."""
     file = f"attnopt/mechanisms/{cls.kind}.py"
-    summary, _, rest = (sys.modules[cls.__module__].__doc__ or "").partition("\n\n")
+    summary, _, rest = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "").partition("\n\n")
     yield f"\n## {cls.kind} {{#{cls.kind}}}\n"
     yield f"**{prose(summary)}**" + (f" A control, which {cls.control}." if cls.control else "")
     yield f"\n[{cls.paper or 'Source'}]({cls.source}) · [{file}](../{file})\n"

@@ -17,7 +17,7 @@ from .repository import ROOT
 HEAD = """# Options
 
 Every key of params.yaml, made from the code that validates it. A key that is left out has its default; *the default
-study* is what the committed params.yaml says instead. A mechanism's own options are those of [its section](mechanisms.md).
+study* is what the committed params.yaml says instead. A mechanism's own options are in [its section](mechanisms.md).
 A key on the command line: `dvc exp run -S corpus.block=256`.
 """
 
