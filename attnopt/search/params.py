@@ -46,7 +46,9 @@ class SearchParams(Section):
     batch: Positive = 2
     """Pieces per forward pass."""
     seed: Count = 0
+    """Of the lists, and of the random mixes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
 
     @model_validator(mode="after")
     def _measured(self) -> "SearchParams":
