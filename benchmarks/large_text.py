@@ -2,8 +2,8 @@
 
     python benchmarks/large_text.py [--mb 50 --rounds 3 --threads 2]
 
-Articles of the bundled sample, their sentences shuffled, under WikiText's title lines, in a temporary folder that takes
-three times --mb. Each measurement is a process of its own; both read the text from the file, and the bare loop keeps
+Articles of the bundled sample, their sentences shuffled, under WikiText's title lines, in a temporary folder of
+three times --mb. Each measurement is a process of its own; both read the text from the file, the bare loop keeps
 nothing.
 """
 
