@@ -1,6 +1,6 @@
 """What `attnopt search` leaves: results/search/record.json."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from attnopt.records.base import Environment, Record, Row
 
@@ -9,6 +9,30 @@ Way = Literal["searched", "rescored", "one", "uniform", "ends", "greedy", "fewes
 two, those of the larger evenly spaced, or first and last; greedy; the fewest added parameters; random."""
 Cost = Literal["state", "decode", "prefill"]
 """What a budget is of: bytes of state, nanoseconds of a decoding step or of a prefill."""
+
+
+class Budget(NamedTuple):
+    """A share of what softmax costs."""
+
+    cost: Cost
+    share: float
+
+
+class Shares(Protocol):
+    """What names budgets: the section `search`, and the record."""
+
+    @property
+    def budgets(self) -> list[float]: ...
+    @property
+    def decode(self) -> list[float]: ...
+    @property
+    def prefill(self) -> list[float]: ...
+
+
+def budgets_of(shares: Shares) -> list[Budget]:
+    """Of state, then of time."""
+    of: dict[Cost, list[float]] = {"state": shares.budgets, "decode": shares.decode, "prefill": shares.prefill}
+    return [Budget(cost, share) for cost, found in of.items() for share in found]
 
 
 class ScoreRow(Row):

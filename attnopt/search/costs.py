@@ -54,19 +54,18 @@ def nanoseconds(mixable: Mixable, mixes: list[Mix], sort: Cost, length: int) -> 
     """(mixes,) medians over rounds, in each of which all take turns: of a prefill of so many tokens, of a step after
     almost as many."""
     device = mixable.model.device
-    setting = Setting(1, TOKENS, mixable.model.dtype, device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        if sort == "decode":
-            work = ModelRunner(mixable.model, setting).work("decode", length - TOKENS)
-        else:
-            work = ModelRunner(mixable.model, setting).work("prefill", length)
-    contexts = [work.context() for mix in mixes if mixable.mixed(mix)]
+    runner = ModelRunner(mixable.model, Setting(1, TOKENS, mixable.model.dtype, device))
+    work = runner.work("decode", length - TOKENS) if sort == "decode" else runner.work("prefill", length)
+
+    def begun(mix: Mix) -> Any:
+        mixable.mixed(mix)
+        return work.context()
 
     def sample(mix: Mix, context: Any) -> float:
         mixable.mixed(mix)
         return seconds(work.run, work.copy(context), device.type == "cuda") / work.tokens
 
+    contexts = [begun(mix) for mix in mixes]
     samplers = {str(i): partial(sample, *pair) for i, pair in enumerate(zip(mixes, contexts, strict=True))}
     taken = interleave(samplers, LIMITS)
     return 1e9 * np.array([quartiles(one).median for one in taken.values()])

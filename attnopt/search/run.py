@@ -14,14 +14,14 @@ from attnopt.core.machine import environment
 from attnopt.core.paths import CORPUS
 from attnopt.core.progress import progress_bar
 from attnopt.corpus.blocks import read_documents
-from attnopt.records.search import Cost, SearchRecord
+from attnopt.records.search import Cost, SearchRecord, budgets_of
 from attnopt.search.costs import Costs, state_costs, time_costs
 from attnopt.search.kept import KeptMeasures
 from attnopt.search.mixable import Mixable
 from attnopt.search.params import SearchParams
 from attnopt.search.probe import draw_probe
 from attnopt.search.record import search_record
-from attnopt.search.search import Search, budgets_of
+from attnopt.search.search import Search
 from attnopt.student.library import read_library
 from attnopt.targets.dataset import load_dataset
 from attnopt.teacher.params import TeacherParams

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from attnopt.records.search import Cost, Way
+from attnopt.records.search import Budget, Cost, Way, budgets_of
 from attnopt.search import rivals
 from attnopt.search.costs import Costs
 from attnopt.search.mixable import Mixable
@@ -23,14 +23,6 @@ NAMES: dict[Cost, tuple[str, str, str]] = {
     "prefill": ("prefill", "nanoseconds", "prefill"),
 }
 """Of a cost: the key of its budgets, its unit, and what softmax's is called."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A share of what softmax costs."""
-
-    cost: Cost
-    share: float
 
 
 @dataclass(frozen=True)
@@ -149,12 +141,6 @@ class Search:
             best = min(mixes, key=self.total)
             self.found.append(Budgeted("searched", budget, best))
             self.found += [Budgeted("rescored", budget, mix) for mix in mixes if mix != best]
-
-
-def budgets_of(params: SearchParams) -> list[Budget]:
-    """Of state, then of time."""
-    shares: dict[Cost, list[float]] = {"state": params.budgets, "decode": params.decode, "prefill": params.prefill}
-    return [Budget(cost, share) for cost, of in shares.items() for share in of]
 
 
 def _one(scores: np.ndarray, costs: np.ndarray, budget: int) -> Found | None:

@@ -4,7 +4,7 @@ from itertools import groupby
 
 import pandas as pd
 
-from attnopt.records.search import Cost, HeldOutRow, SearchRecord
+from attnopt.records.search import Budget, Cost, HeldOutRow, SearchRecord, budgets_of
 from attnopt.report.context import Answer, Context, absent
 from attnopt.report.parts import formats
 from attnopt.report.parts.tables import Column, Table, column
@@ -27,14 +27,13 @@ RIVALS = {"uniform": "two variants interleaved", "greedy": "the greedy mix"}
 """Those that the short answer speaks of."""
 MEASURES = {"kl": "KL", "recall": "recall"}
 COSTS: dict[Cost, str] = {"state": "state", "decode": "decoding time", "prefill": "prefill time"}
-Budget = tuple[Cost, float]
 
 
 def answer(context: Context) -> Answer:
     found = context.records.search
     if found is None:
         return absent(SLUG, QUESTION, "`attnopt search` left no record")
-    told = [_found(found, budget) for budget in _budgets(found)]
+    told = [_found(found, budget) for budget in budgets_of(found)]
     return Answer(
         slug=SLUG,
         question=QUESTION,
@@ -48,11 +47,6 @@ def answer(context: Context) -> Answer:
         figures=mix_figures.figures(context, found, WAYS),
         tables=[_table(found)],
     )
-
-
-def _budgets(found: SearchRecord) -> list[Budget]:
-    shares: dict[Cost, list[float]] = {"state": found.budgets, "decode": found.decode, "prefill": found.prefill}
-    return [(cost, share) for cost, of in shares.items() for share in of]
 
 
 def _within(cost: Cost, share: float) -> str:
@@ -106,7 +100,7 @@ def _verdict(more: float | None, error: float | None) -> str:
 def _rivals(found: SearchRecord) -> list[str]:
     """Where the random mixes lie, whose spread says what choosing is worth."""
     out = []
-    for budget in _budgets(found):
+    for budget in budgets_of(found):
         mine = [row for row in found.mixes if (row.cost, row.budget) == budget]
         drawn = [row.total for row in mine if row.way == "random"]
         best = next(row.total for row in mine if row.way == "searched")
