@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import BaseModel, TypeAdapter
 from ruamel.yaml import YAML
@@ -43,7 +43,7 @@ def _of_variants() -> Iterator[str]:
     yield table(MixOptions, MixOptions.model_fields, "mixes.MIX.", {})
 
 
-def is_section(annotation: Any) -> bool:
+def is_section(annotation: Any) -> TypeGuard[type[Section]]:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
