@@ -6,6 +6,7 @@ With weights sharded (FSDP2) a process keeps its part of them, as DTensors, and 
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -87,6 +88,7 @@ class Sharded(Group):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        warnings.filterwarnings("ignore", ".*returned a view tensor")  # which no model here changes in place
         mesh = init_device_mesh(self.device.type, (self.size,))
         for module in modules:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)

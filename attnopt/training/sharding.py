@@ -1,8 +1,8 @@
 """Which modules of a model are sharded over processes, and which runs cannot be.
 
 The attention layers, their mechanisms and the blocks around them each gather their own parameters when they are called,
-so that whatever calls them, a phase, a look at the validation KL or a fit, needs to know nothing of it. Embeddings, last
-norm and head stay whole in every process, and do not train.
+so that whatever calls them, a phase or a look at the validation KL, needs to know nothing of it. Embeddings, last norm
+and head stay whole in every process, and do not train.
 """
 
 from typing import Any

@@ -13,8 +13,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT, Workspace
-from training.sharded import run
-from training.world import make_objective
 
 from attnopt import settings as params
 from attnopt.core.distributed import Alone, Sharded
@@ -26,6 +24,8 @@ from attnopt.training.log import coefficient_rows
 from attnopt.training.phases import PHASES
 from attnopt.training.schedule import make_optimizer
 from attnopt.training.sharding import refuse_unshardable, shard_models
+from training.sharded import run
+from training.world import make_objective
 
 
 def launch(out: Path) -> list[dict]:
@@ -96,7 +96,7 @@ def group_of_one() -> Iterator[Sharded]:
 
 
 def losses(kind: str, shard: Callable[[Any, Any], None]) -> list[float]:
-    """Of two steps of transfer, align and distill each, on the tiny teacher."""
+    """Of three steps of transfer, align and distill each, on the tiny teacher."""
     objective, ids = make_objective("distill", kind)
     student, dataset, variant, seeds = objective.student, objective.dataset, objective.variant, objective.seeds
     shard(student, dataset.teacher)
@@ -107,19 +107,19 @@ def losses(kind: str, shard: Callable[[Any, Any], None]) -> list[float]:
         if not trainable.parameters():
             continue
         optimizer = make_optimizer(trainable, objective.params, 0.0)
-        for _ in range(2):
+        for _ in range(3):
             loss = objective(ids, objective.targets("train", np.arange(2), ids))[0]
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            found.append(float(loss))
+            found.append(float(loss.detach()))
     coefficient_rows(mechanisms_of(student), 0)
     return found
 
 
 def test_every_mechanism_can_be_sharded(workspace: Workspace, group_of_one: Sharded) -> None:
     kinds = [kind for kind in mechanism_names() if load_mechanism(kind).control is None]
-    workspace.set(variants={kind: kind for kind in kinds}, teacher={"logits": "online"})
+    workspace.set(variants={kind: kind for kind in kinds}, teacher={"logits": "online"}, **{k: {} for k in kinds})
     workspace.run("tokenize", "cache-logits")
     for kind in kinds:
         alone = losses(kind, lambda *_: None)
