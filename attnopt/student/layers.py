@@ -31,6 +31,13 @@ def attention_layers(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks that the model's attention layers lie in, in order: the items of its list of them."""
+    layers = set(attention_layers(model))
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    return [block for blocks in lists for block in blocks if layers & set(block.modules())]
+
+
 def _is_causal_attention(module: nn.Module) -> bool:
     has = hasattr(module, "layer_idx") and hasattr(module, "is_causal") and _head_dim(module) is not None
     return has and not getattr(module, "is_cross_attention", False)

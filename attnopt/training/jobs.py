@@ -24,7 +24,7 @@ class TrainingJob:
             None where there is to be none, as of a mix.
         blocks: of a mix, the folder of the library's student that each layer is taken from.
         key: digest of what it is a function of: the variant with this run's seeds, the teacher, the data, the code.
-        run: the same whichever processes share the work: its checkpoint's, which any number of them goes on from.
+        run: the same whatever shares the work or recomputes: its checkpoint's, from which all of these go on.
     """
 
     variant: Variant
@@ -68,7 +68,7 @@ def _mix_job(variant: Variant, seeds: Seeds, teacher: TeacherParams) -> Training
 
 def _alone(variant: Variant) -> Variant:
     """The variant as one process trains it."""
-    distill = variant.distill.model_copy(update={"processes": 1, "sharding": "none"})
+    distill = variant.distill.model_copy(update={"processes": 1, "sharding": "none", "recompute": False})
     return variant.model_copy(update={"distill": distill})
 
 

@@ -64,6 +64,9 @@ class DistillParams(PhaseParams):
     processes: Positive = 1
     sharding: Literal["none", "full"] = "none"
     """Whether each of several processes keeps both models whole (DDP), or its part of their layers (FSDP2)."""
+    recompute: bool = False
+    """Whether blocks run again in the backward pass in place of keeping what they computed: less memory, a third more
+    work, the same weights."""
     long_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The last share of all steps takes blocks of `corpus.long_block` tokens, fewer of them, for as many tokens."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

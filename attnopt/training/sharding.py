@@ -13,7 +13,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from attnopt.core.distributed import Alone
 from attnopt.core.errors import UserError
 from attnopt.student.attach import check_swapped, mechanisms_of
-from attnopt.student.layers import attention_layers
+from attnopt.student.layers import attention_layers, blocks_of
 from attnopt.teacher.head import head_of
 from attnopt.training.params import Variant
 
@@ -53,6 +53,4 @@ def shard_models(student: Any, teacher: Any, group: Alone) -> None:
 
 def units_of(model: Any) -> list[nn.Module]:
     """The modules that gather their parameters at once, the inner ones first."""
-    layers = attention_layers(model)
-    blocks = [m for m in model.modules() if any(child is layer for child in m.children() for layer in layers)]
-    return [*mechanisms_of(model), *layers, *blocks]
+    return [*mechanisms_of(model), *attention_layers(model), *blocks_of(model)]

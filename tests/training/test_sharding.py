@@ -4,11 +4,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,14 +16,10 @@ from attnopt import settings as params
 from attnopt.core.distributed import Alone, Sharded
 from attnopt.core.errors import UserError
 from attnopt.mechanisms import load_mechanism, mechanism_names
-from attnopt.student.attach import mechanisms_of
 from attnopt.training.jobs import TrainingJob, training_jobs
-from attnopt.training.log import coefficient_rows
-from attnopt.training.phases import PHASES
-from attnopt.training.schedule import make_optimizer
 from attnopt.training.sharding import refuse_unshardable, shard_models
 from training.sharded import run
-from training.world import make_objective
+from training.world import losses
 
 
 def launch(out: Path) -> list[dict]:
@@ -95,34 +89,12 @@ def group_of_one() -> Iterator[Sharded]:
     dist.destroy_process_group()
 
 
-def losses(kind: str, shard: Callable[[Any, Any], None]) -> list[float]:
-    """Of three steps of transfer, align and distill each, on the tiny teacher."""
-    objective, ids = make_objective("distill", kind)
-    student, dataset, variant, seeds = objective.student, objective.dataset, objective.variant, objective.seeds
-    shard(student, dataset.teacher)
-    found = []
-    for name in ("transfer", "align", "distill"):
-        objective = PHASES[name](student, dataset, variant, seeds, torch.float32)
-        trainable = objective.begin()
-        if not trainable.parameters():
-            continue
-        optimizer = make_optimizer(trainable, objective.params, 0.0)
-        for _ in range(3):
-            loss = objective(ids, objective.targets("train", np.arange(2), ids))[0]
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            found.append(float(loss.detach()))
-    coefficient_rows(mechanisms_of(student), 0)
-    return found
-
-
 def test_every_mechanism_can_be_sharded(workspace: Workspace, group_of_one: Sharded) -> None:
     kinds = [kind for kind in mechanism_names() if load_mechanism(kind).control is None]
     workspace.set(variants={kind: kind for kind in kinds}, teacher={"logits": "online"}, **{k: {} for k in kinds})
     workspace.run("tokenize", "cache-logits")
     for kind in kinds:
-        alone = losses(kind, lambda *_: None)
+        alone = losses(kind)
         sharded = losses(kind, lambda student, teacher: shard_models(student, teacher, group_of_one))
         assert sharded == pytest.approx(alone, rel=1e-4), kind
 
@@ -150,6 +122,7 @@ def test_a_run_goes_on_with_another_number_of_processes(workspace: Workspace) ->
         settings = params.load_settings()
         return training_jobs(settings.variant("none"), settings.teacher)[0]
 
-    one, two, sharded = job(), job(processes=2), job(processes=2, sharding="full")
-    assert len({one.key, two.key, sharded.key}) == 3
-    assert one.run == two.run == sharded.run != job(lr=0.5).run
+    jobs = [job(), job(processes=2), job(sharding="full"), job(recompute=True)]
+    assert len({one.key for one in jobs}) == 4
+    assert len({one.run for one in jobs}) == 1
+    assert job(lr=0.5).run != jobs[0].run

@@ -1,5 +1,6 @@
 """What all phases of training share: an objective is a module whose `forward` gives the loss of some blocks."""
 
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,10 +12,12 @@ from attnopt.mechanisms.shared.extra_loss import training_step
 from attnopt.ops.tensors import wide
 from attnopt.student.attach import mechanisms_of
 from attnopt.student.build import Trainable, choose_trainable
+from attnopt.student.layers import blocks_of
 from attnopt.targets.dataset import Dataset
 from attnopt.targets.targets import Targets
 from attnopt.training.layer_cache import LayerTargets
 from attnopt.training.params import PhaseName, PhaseParams, Seeds, Variant
+from attnopt.training.recompute import recomputed
 
 Told = Targets | LayerTargets | None
 """What a phase's loss is given of the teacher."""
@@ -84,7 +87,8 @@ class Objective(nn.Module):
             ids: (b, T) token ids. targets: what `self.targets` gave for them.
             positions: (b, T) where they stand; None: at 0, 1, 2, ...
         """
-        with autocast(ids.device, self.dtype), training_step() as terms:
+        again = recomputed(self.called()) if self.variant.distill.recompute else nullcontext()
+        with autocast(ids.device, self.dtype), training_step() as terms, again:
             loss, kl = self.loss(ids, targets, positions)
         for term in terms:
             loss = loss + term
@@ -92,6 +96,10 @@ class Objective(nn.Module):
             if (penalty := mechanism.penalty()) is not None:
                 loss = loss + penalty
         return loss, kl
+
+    def called(self) -> list[nn.Module]:
+        """The modules that `loss` calls one after the other: what recomputing lets go of is what happens in them."""
+        return blocks_of(self.student)
 
     def loss(self, ids: Tensor, targets: Told, positions: Tensor | None) -> Loss:
         """The same without these: what a subclass defines."""

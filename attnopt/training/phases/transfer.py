@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnopt.core.errors import UserError
 from attnopt.mechanisms.base import Inputs
@@ -27,7 +27,7 @@ from attnopt.training.phases.base import Loss, Objective, Told, relative_error
 class Transfer(Objective):
     """Mean over layers of the relative error of their outputs, or of the KL of their attention weights, or both summed.
 
-    Raises: UserError where weights are to be matched and the mechanism has none.
+    Raises: UserError where weights are to be matched, and the mechanism has none or they would not be kept.
     """
 
     name: ClassVar[PhaseName] = "transfer"
@@ -40,6 +40,11 @@ class Transfer(Objective):
             raise UserError(
                 f"{self.variant.name}.transfer.loss: '{wanted}' needs attention weights on every "
                 f"token before, and {self.variant.kind} has none; allowed: outputs"
+            )
+        if self.weights and self.variant.distill.recompute:
+            raise UserError(
+                f"{self.variant.name}.transfer.loss: '{wanted}' keeps attention weights, and "
+                "distill.recompute does not; allowed: outputs"
             )
         self.cache = LayerCache(self.dataset) if self.variant.transfer.layers == "cached" else None
 
@@ -56,6 +61,9 @@ class Transfer(Objective):
         if not isinstance(targets, LayerTargets):
             return layer_calls(self.teacher, ids, positions)
         return replayed_calls(self.teacher, ids, positions, targets.hidden, targets.outputs)
+
+    def called(self) -> list[nn.Module]:
+        return attention_layers(self.student)
 
     def loss(self, ids: Tensor, targets: Told, positions: Tensor | None) -> Loss:
         layers: list[Any] = attention_layers(self.student)
