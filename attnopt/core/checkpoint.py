@@ -61,7 +61,7 @@ class Checkpoint:
         if not self.file.exists():
             return None
         try:
-            return torch.load(self.file, weights_only=True)
+            return torch.load(self.file, weights_only=True, mmap=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError):
             raise UserError(f"{self.file} is no checkpoint of attnopt, or damaged: remove its folder") from None
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -41,6 +41,10 @@ class Alone:
     def mean(self, value: Tensor) -> Tensor:
         return value
 
+    def agree(self, value: int) -> bool:
+        """Whether all processes have the same value."""
+        return True
+
     def wait(self) -> None:
         """Until all processes are here."""
 
@@ -66,6 +70,9 @@ class Group(Alone):
 
     def mean(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, "mean")
+
+    def agree(self, value: int) -> bool:
+        return len(set(self.accelerator.gather(torch.tensor([value], device=self.device)).tolist())) == 1
 
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
@@ -104,6 +111,12 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load whole tensors, of all or some names of a module that may be sharded; each process takes its part of them."""
+    own = module.state_dict()
+    module.load_state_dict({name: part_like(t, own[name]) for name, t in weights.items()}, strict=False)
 
 
 def launched_processes() -> int:

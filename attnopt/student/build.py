@@ -1,6 +1,7 @@
 """From a teacher to a student: swap, start close, choose what trains."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from attnopt.core.device import token_ids
-from attnopt.student.attach import attach, mechanisms_of
+from attnopt.mechanisms.base import Mechanism
+from attnopt.student.attach import attach, detach
 from attnopt.student.calls import layer_inputs
 from attnopt.student.layers import attention_layers
 from attnopt.student.swap import Swap
@@ -32,9 +34,13 @@ class Trainable:
         return [*self.own.values(), *self.others.values()]
 
 
-def build_student(teacher: Any, swap: Swap, seed: int) -> Any:
-    """A copy of the teacher with a mechanism in its layers; `seed` is of what is drawn."""
-    student = copy.deepcopy(teacher)
+def build_student(teacher: Any, swap: Swap, seed: int, shares: bool = False) -> Any:
+    """A copy of the teacher with a mechanism in its layers; `seed` is of what is drawn.
+
+    Args:
+        shares: whether it holds the teacher's own parameters; before any of them trains it is to get its own.
+    """
+    student = copy.deepcopy(teacher, {id(p): p for p in teacher.parameters()} if shares else None)
     if swap.weights == "random":
         redraw_projections(student, seed)
     return attach(student, swap, seed)
@@ -58,20 +64,32 @@ def redraw_projections(model: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for module in projections(model).values():
         weight = torch.randn(module.weight.shape, generator=generator) * model.config.initializer_range
-        module.weight.copy_(weight)
+        module.weight = _in_place_of(module.weight, weight)
         if module.bias is not None:
-            module.bias.zero_()
+            module.bias = _in_place_of(module.bias, torch.zeros_like(module.bias))
+
+
+def _in_place_of(parameter: nn.Parameter, values: Tensor) -> nn.Parameter:
+    """A new one, as the teacher may hold the old one too."""
+    return nn.Parameter(values.to(parameter), parameter.requires_grad)
 
 
 @torch.no_grad()
-def fit_mechanisms(student: Any, teacher: Any, blocks: np.ndarray, positions: Tensor | None = None) -> None:
+def fit_mechanisms(
+    mechanisms: Sequence[Mechanism], teacher: Any, blocks: np.ndarray, positions: Tensor | None = None
+) -> None:
     """Start every mechanism close to the teacher, from the teacher's q, k, v on some training blocks (n, T).
 
     Args:
+        mechanisms: of the student, by layer. teacher: its attention is our softmax meanwhile.
         positions: (n, T) where the tokens stand; None: at 0, 1, 2, ...
     """
-    inputs = layer_inputs(softmax_copy(teacher), token_ids(blocks, teacher.device), positions)
-    for mechanism, x in zip(mechanisms_of(student), inputs, strict=True):
+    attach(teacher, Swap("softmax"))
+    try:
+        inputs = layer_inputs(teacher, token_ids(blocks, teacher.device), positions)
+    finally:
+        detach(teacher)
+    for mechanism, x in zip(mechanisms, inputs, strict=True):
         mechanism.fit(x)
 
 

@@ -25,10 +25,10 @@ CARD, WEIGHTS = "student.json", "weights.safetensors"
 AGAIN = "run `dvc repro distill` again"
 
 
-def changed_weights(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]:
+def changed_weights(student: nn.Module, teacher: nn.Module, keeps: bool = True) -> dict[str, Tensor]:
     """The student's tensors that the teacher lacks or holds with other values, by name; tied tensors once.
 
-    Of sharded models the whole tensors: all processes call it together.
+    Of sharded models the whole tensors: all processes call it together, and those that need none keep none.
     """
     original = teacher.state_dict()
     kept: dict[str, Tensor] = {}
@@ -38,7 +38,7 @@ def changed_weights(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]
         if name in original and torch.equal(gathered, whole(original[name])):
             continue
         tied = gathered is tensor and tensor.data_ptr() in seen and tensor.numel()
-        if not tied:
+        if keeps and not tied:
             kept[name] = gathered.detach().cpu().contiguous().clone()
         if gathered is tensor:
             seen.add(tensor.data_ptr())

@@ -28,10 +28,14 @@ class Batches:
     Args:
         params: batch is over all processes; accumulate is the number of parts of this process' share.
         seed: of the blocks' order.
+    Raises: UserError where the batch does not divide into the processes and parts.
     """
 
     def __init__(self, dataset: Dataset, params: DistillParams, seed: int, group: Alone):
         self.dataset, self.params, self.seed, self.group = dataset, params, seed, group
+        if params.batch % (group.size * params.accumulate):
+            parts = f"{group.size} processes x {params.accumulate} parts"
+            raise UserError(f"distill.batch: {params.batch} blocks do not divide into {parts}")
         self.short = Cut("train", params.batch, dataset.blocks["train"].shape[1])
 
     @property
@@ -43,8 +47,8 @@ class Batches:
         if LONG not in self.dataset.blocks:
             raise UserError("distill.long_share needs corpus.long_block: set it and run `dvc repro cache-logits`")
         cut, p = long_cut(self.short, self.dataset.blocks[LONG].shape[1]), self.params
-        if cut.batch % (p.processes * p.accumulate):
-            parts = f"{p.processes} processes x {p.accumulate} parts"
+        if cut.batch % (self.group.size * p.accumulate):
+            parts = f"{self.group.size} processes x {p.accumulate} parts"
             blocks = f"{p.batch} blocks of {self.short.length} are {cut.batch} of {cut.length}"
             raise UserError(f"distill.long_share: {blocks}, which do not divide into {parts}")
         return cut

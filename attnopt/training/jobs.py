@@ -53,8 +53,8 @@ def training_jobs(variant: Variant, teacher: TeacherParams, again: bool = False)
 
 
 def _job(variant: Variant, seeds: Seeds, teacher: TeacherParams) -> TrainingJob:
-    keys = [_key("distill", v, seeds, teacher, {v.kind}) for v in (variant, _alone(variant))]
-    return TrainingJob(variant, seeds, *_folders(variant, seeds), *keys, LIBRARY / variant.name / str(seeds.run))
+    key, run = (_key("distill", v, seeds, teacher, {v.kind}) for v in (variant, _alone(variant)))
+    return TrainingJob(variant, seeds, *_folders(variant, seeds), key, run, LIBRARY / variant.name / str(seeds.run))
 
 
 def _mix_job(variant: Variant, seeds: Seeds, teacher: TeacherParams) -> TrainingJob:
@@ -62,8 +62,8 @@ def _mix_job(variant: Variant, seeds: Seeds, teacher: TeacherParams) -> Training
     blocks = {layer: library_folder(name, seeds.run) for layer, name in sorted(variant.options.layers.items())}
     folders = sorted(set(blocks.values()))
     kinds = {kind for folder in folders for kind in StudentCard.read(folder / "student.json").kinds}
-    keys = [_key("mix", v, seeds, teacher, kinds, *folders) for v in (variant, _alone(variant))]
-    return TrainingJob(variant, seeds, *_folders(variant, seeds), *keys, None, blocks)
+    key, run = (_key("mix", v, seeds, teacher, kinds, *folders) for v in (variant, _alone(variant)))
+    return TrainingJob(variant, seeds, *_folders(variant, seeds), key, run, None, blocks)
 
 
 def _alone(variant: Variant) -> Variant:

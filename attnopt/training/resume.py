@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from attnopt.core.checkpoint import Checkpoint
-from attnopt.core.distributed import part_like, whole
+from attnopt.core.distributed import load_whole, part_like, whole
 from attnopt.student.build import Trainable
 from attnopt.student.files import changed_weights
 from attnopt.training.log import TrainingLog
@@ -102,10 +102,21 @@ class RunState:
 
 
 def state_of(
-    phase: Phase, teacher: nn.Module, kept: dict[int, Weights], transferred: Weights | None, log: TrainingLog
+    phase: Phase,
+    teacher: nn.Module,
+    kept: dict[int, Weights],
+    transferred: Weights | None,
+    log: TrainingLog,
+    main: bool = True,
 ) -> RunState:
-    """The state of a run in the midst of a phase, whole: all processes call it together."""
-    best = phase.best and (phase.best[0], {name: whole(t) for name, t in phase.best[1].items()})
+    """The state of a run in the midst of a phase, whole. Of sharded models all processes call it together, and all but
+    the main one get a state without tensors."""
+
+    def gathered(tensor: Tensor) -> Tensor:
+        found = whole(tensor)
+        return found if found is tensor else found.cpu() if main else found.new_empty(0)
+
+    best = phase.best and (phase.best[0], {name: gathered(t) for name, t in phase.best[1].items()})
     return RunState(
         phase=phase.name,
         before=phase.before,
@@ -114,20 +125,22 @@ def state_of(
         since=phase.since,
         kept=kept,
         transferred=transferred,
-        student=changed_weights(phase.objective.student, teacher),
-        optimizer=tree_map_only(Tensor, whole, phase.optimizer.state_dict()),
+        student=changed_weights(phase.objective.student, teacher, main),
+        optimizer=tree_map_only(Tensor, gathered, phase.optimizer.state_dict()),
         log=log.state(),
     )
 
 
 def restore_phase(phase: Phase, state: RunState) -> None:
     """Bring a phase that has just begun, its student and its optimizer to where the state was taken."""
-    student, named = phase.objective.student, phase.trainable.named()
-    own = student.state_dict()
-    student.load_state_dict({name: part_like(t, own[name]) for name, t in state.student.items()}, strict=False)
-    phase.optimizer.load_state_dict(state.optimizer)
-    for parameter, moments in phase.optimizer.state.items():
-        moments |= {k: part_like(t, parameter) for k, t in moments.items() if t.shape == parameter.shape}
+    named = phase.trainable.named()
+    load_whole(phase.objective.student, state.student)
+    parameters = [p for group in phase.optimizer.param_groups for p in group["params"]]
+    moments = {
+        i: {name: part_like(t, parameters[i]) if t.shape == parameters[i].shape else t for name, t in of.items()}
+        for i, of in state.optimizer["state"].items()
+    }
+    phase.optimizer.load_state_dict(state.optimizer | {"state": moments})
     phase.best = state.best and (state.best[0], {n: part_like(t, named[n]) for n, t in state.best[1].items()})
     phase.step, phase.since = state.step, state.since
 

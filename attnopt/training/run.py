@@ -34,9 +34,10 @@ def train_students(jobs: Sequence[TrainingJob], teacher: TeacherParams) -> None:
     done = []
     for i, job in enumerate(jobs):
         checkpoint = Checkpoint(checkpoint_key(job.run, *where))
-        if i and group.shards:
+        if not group.shards:
+            dataset.teacher.to(group.device)
+        elif i:
             dataset, _ = load_dataset(teacher)  # the last run sharded it
-        dataset.teacher.to(group.device)
         with progress_bar(name=f"{variant.name}/{job.seeds.run}", unit="step", total=0) as progress:
             blocks = _blocks(job, dataset.teacher)
             trainer = Trainer(dataset, variant, job.seeds, checkpoint, group, _shower(progress), blocks)

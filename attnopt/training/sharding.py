@@ -5,13 +5,15 @@ so that whatever calls them, a phase or a look at the validation KL, needs to kn
 and head stay whole in every process, and do not train.
 """
 
+import copy
 from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from attnopt.core.distributed import Alone
+from attnopt.core.distributed import Alone, load_whole
 from attnopt.core.errors import UserError
+from attnopt.mechanisms.base import Mechanism
 from attnopt.student.attach import check_swapped, mechanisms_of
 from attnopt.student.layers import attention_layers, blocks_of
 from attnopt.teacher.head import head_of
@@ -38,17 +40,28 @@ def refuse_unshardable(variant: Variant) -> None:
             raise UserError(f"{variant.name}.{key}: with distill.sharding full {reason}")
 
 
-def shard_models(student: Any, teacher: Any, group: Alone) -> None:
-    """Shard both over the group, in place; nothing where it does not share weights."""
-    if not group.shards:
-        return
-    group.shard(units_of(teacher))
-    group.shard(units_of(student))
+def shard_models(student: Any, teacher: Any, group: Alone) -> list[Mechanism]:
+    """Shard both over the group and bring them to its device, in place; a process holds one block of them whole at a
+    time.
+
+    Returns: whole copies of the student's mechanisms, by layer, to be fitted.
+    """
+    whole = copy.deepcopy(mechanisms_of(student))
+    for model in (teacher, student):
+        group.shard(units_of(model))
+        model.to(group.device)
     for mechanism in mechanisms_of(student):
         for method in METHODS:
             register_fsdp_forward_method(mechanism, method)
     head_of(teacher)  # a call of every block, which makes it, and no layer in it, the one that ends a backward pass
     check_swapped(student)
+    return [mechanism.to(group.device) for mechanism in whole]
+
+
+def load_fitted(student: Any, fitted: list[Mechanism]) -> None:
+    """Give the student's mechanisms what their whole copies learnt."""
+    for mechanism, copied in zip(mechanisms_of(student), fitted, strict=True):
+        load_whole(mechanism, copied.state_dict())
 
 
 def units_of(model: Any) -> list[nn.Module]:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnopt.core.checkpoint import Checkpoint
+from attnopt.core.checkpoint import Checkpoint, checkpoint_root
 from attnopt.core.device import memory_in_use, resolve_precision
 from attnopt.core.distributed import Alone, whole
 from attnopt.core.errors import RunError, UserError
 from attnopt.core.machine import environment
+from attnopt.mechanisms.base import Mechanism
 from attnopt.records.base import Environment
 from attnopt.records.distill import Budget, DistillRecord, HistoryRow, PhaseRow, StudentCard
 from attnopt.student.attach import mechanisms_of
@@ -35,7 +36,7 @@ from attnopt.training.phases import PHASES, Objective
 from attnopt.training.plan import Plan, budgeted_phases, make_plan
 from attnopt.training.resume import Phase, RunState, load_run, restore_phase, save_run, state_of
 from attnopt.training.schedule import factor, make_optimizer
-from attnopt.training.sharding import refuse_unshardable, shard_models
+from attnopt.training.sharding import load_fitted, refuse_unshardable, shard_models
 
 Progress = Callable[[int, int, HistoryRow], None]
 
@@ -124,11 +125,16 @@ class Trainer:
         """
         self.prepare()
         state = load_run(self.checkpoint)
+        if not self.group.agree(state.before + state.step if state else 0):
+            raise UserError(
+                f"{checkpoint_root()}: not all processes find the same checkpoint there; it must be one "
+                "folder for all machines, which ATTNOPT_CHECKPOINTS may name"
+            )
+        whole = shard_models(self.student, self.dataset.teacher, self.group) if self.group.shards else None
         if state is None:
-            self._begin()
+            self._begin(whole)
         else:
             self.log, self.kept, self.transferred = TrainingLog.from_state(state.log), state.kept, state.transferred
-        shard_models(self.student, self.dataset.teacher, self.group)
         names = list(self.plan.phases)
         for name in names[names.index(state.phase) if state else 0 :]:
             phase = self.start(name, self.log.steps, state)
@@ -136,7 +142,7 @@ class Trainer:
             self._finish(phase)
             state = None
         self.log.pause()
-        self.weights = changed_weights(self.student, self.dataset.teacher)
+        self.weights = self._changed()
         return self.student
 
     def valid_kl(self) -> float:
@@ -193,7 +199,7 @@ class Trainer:
         teacher, variant = self.dataset.teacher, self.variant
         if self.mix is not None:
             return mixed_student(teacher, self.mix, variant.state)
-        return build_student(teacher, variant.swap, self.seeds.features)
+        return build_student(teacher, variant.swap, self.seeds.features, shares=self.group.shards)
 
     def _about(self) -> dict[str, Any]:
         return described(self.student, self.variant, self.mix or {})
@@ -233,16 +239,20 @@ class Trainer:
         made = {n: PHASES[n](self.student, self.dataset, self.variant, self.seeds, self.dtype) for n in names}
         return {name: objective for name, objective in made.items() if objective.trainable().parameters()}
 
-    def _begin(self) -> None:
-        """What comes before the first step: the fit, and the KL without and with it."""
+    def _begin(self, whole: list[Mechanism] | None) -> None:
+        """What comes before the first step: the fit, of whole copies of sharded mechanisms, and the KL without and with
+        it."""
         self.log.kl_unfitted = self.valid_kl()
         if self.params.fit and self.mix is None:
             rows = slice(self.params.fit_blocks)
             positions = self.dataset.positions("train", rows, self.device)
-            fit_mechanisms(self.student, self.dataset.teacher, self.blocks[rows], positions)
+            found = mechanisms_of(self.student) if whole is None else whole
+            fit_mechanisms(found, self.dataset.teacher, self.blocks[rows], positions)
+            if whole is not None:
+                load_fitted(self.student, whole)
         self.log.kl_start = self.valid_kl()
         if "transfer" not in self.plan.phases:
-            self.transferred = changed_weights(self.student, self.dataset.teacher)
+            self.transferred = self._changed()
         self.log.coefficients += coefficient_rows(mechanisms_of(self.student), 0)
         self.log.go_on()
 
@@ -253,7 +263,7 @@ class Trainer:
             phase.step += 1
             self._check_finite(loss, norm, phase.total_step)
             if phase.total_step in self.plan.marks:
-                self.kept[phase.total_step] = changed_weights(self.student, self.dataset.teacher)
+                self.kept[phase.total_step] = self._changed()
             if phase.step % p.log_every == 0 or phase.is_over:
                 self._log_point(phase, loss, kl, norm)
             stops = p.patience is not None and phase.since >= p.patience
@@ -312,7 +322,7 @@ class Trainer:
         phase.restore_best()
         phase.objective.end()
         if phase.name == "transfer":
-            self.transferred = changed_weights(self.student, self.dataset.teacher)
+            self.transferred = self._changed()
         kl_end = self.log.history[-1].valid_kl if phase.best is None else round(phase.best[0], 6)
         assert kl_end is not None, "the last step of a phase is a look at the validation KL"
         row = PhaseRow(
@@ -338,9 +348,14 @@ class Trainer:
         total = short * per_step[phase.name, self.batches.short.length] if short else 0
         return total + (long * per_step[phase.name, self.batches.long.length] if long else 0)
 
+    def _changed(self) -> dict[str, Tensor]:
+        """`changed_weights` in the main process, which all call together; no tensors in the others."""
+        return changed_weights(self.student, self.dataset.teacher, self.group.main)
+
     def _save(self, phase: Phase) -> None:
         if self.checkpoint is None or not (self.group.main or self.group.shards):
             return
-        state = state_of(phase, self.dataset.teacher, self.kept, self.transferred, self.log)
-        if self.group.main:
+        main = self.group.main
+        state = state_of(phase, self.dataset.teacher, self.kept, self.transferred, self.log, main)
+        if main:
             save_run(self.checkpoint, state)

@@ -47,7 +47,7 @@ def probes(original: Any, blocks: np.ndarray) -> Diagnostics:
 def student_of(original: Any, blocks: np.ndarray) -> Callable[..., Any]:
     def build(kind: str, layers: list[int] | None = None, **options: Any) -> Any:
         student = attach(copy.deepcopy(original), Swap(kind, options, layers))
-        students.fit_mechanisms(student, original, blocks[2:])
+        students.fit_mechanisms(mechanisms_of(student), original, blocks[2:])
         return student
 
     return build
@@ -158,7 +158,7 @@ def test_features_are_fresh_draws_on_the_untrained_teacher(
     for row in found:
         swap = Swap("performer", {"features": row.features})
         drawn = attach(copy.deepcopy(original), swap, seed=2 + row.draw)
-        students.fit_mechanisms(drawn, original, blocks[2:])
+        students.fit_mechanisms(mechanisms_of(drawn), original, blocks[2:])
         assert row.kl_forward == pytest.approx(plain_kl(original, drawn, blocks[:4]).mean(), abs=1e-4)
     assert len({row.kl_forward for row in found}) == 4
     assert probes.features(student_of("masks"), seed=1) == []

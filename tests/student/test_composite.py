@@ -28,7 +28,7 @@ def test_a_student_is_the_same_when_it_is_loaded_and_decodes_through_its_state(w
     settings = params.load_settings()
     model, _ = load_teacher(settings.teacher)
     student = build_student(model, Swap(kind, OPTIONS[kind], state=StateParams(share=0.5, length=256)), seed=0)
-    fit_mechanisms(student, model, IDS.numpy())
+    fit_mechanisms(mechanisms_of(student), model, IDS.numpy())
     found = mechanisms_of(student)
     assert len(found) == model.config.num_hidden_layers
     assert {m.kind for m in found} == {kind}

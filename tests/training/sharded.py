@@ -16,8 +16,8 @@ import torch
 from attnopt import settings as params
 from attnopt.core.checkpoint import Checkpoint
 from attnopt.core.distributed import Alone, join_group
-from attnopt.student.files import changed_weights
 from attnopt.targets.dataset import load_dataset
+from attnopt.teacher.model import teacher_fingerprint
 from attnopt.training.trainer import Trainer
 
 COLUMNS = ("phase", "step", "loss", "kl", "valid_kl", "grad_norm")
@@ -48,11 +48,15 @@ def run(group: Alone, checkpoint: str | None = None, stop: int | None = None) ->
         trainer.run()
     except Stopped:
         return None
+    assert trainer.record("").processes == group.size
+    assert trainer.card("", settings.teacher).fingerprint == teacher_fingerprint(
+        load_dataset(settings.teacher)[0].teacher
+    )
     held = [t for model in (trainer.student, dataset.teacher) for t in model.state_dict().values()]
     return {
         "curve": [[getattr(row, name) for name in COLUMNS] for row in trainer.log.history],
         "coefficients": [row.model_dump() for row in trainer.log.coefficients],
-        "weights": changed_weights(trainer.student, dataset.teacher),
+        "weights": trainer.weights,
         "kept": trainer.kept,
         "held": sum((t.to_local() if hasattr(t, "to_local") else t).numel() for t in held),
     }
