@@ -15,7 +15,7 @@ import torch
 
 from attnopt import settings as params
 from attnopt.core.checkpoint import Checkpoint
-from attnopt.core.distributed import Alone, join_group
+from attnopt.core.distributed import Alone, join_group, whole
 from attnopt.targets.dataset import load_dataset
 from attnopt.teacher.model import teacher_fingerprint
 from attnopt.training.trainer import Trainer
@@ -48,10 +48,11 @@ def run(group: Alone, checkpoint: str | None = None, stop: int | None = None) ->
         trainer.run()
     except Stopped:
         return None
+    unchanged = load_dataset(settings.teacher)[0].teacher
+    for name, tensor in dataset.teacher.state_dict().items():
+        assert torch.equal(whole(tensor), unchanged.state_dict()[name])
     assert trainer.record("").processes == group.size
-    assert trainer.card("", settings.teacher).fingerprint == teacher_fingerprint(
-        load_dataset(settings.teacher)[0].teacher
-    )
+    assert trainer.card("", settings.teacher).fingerprint == teacher_fingerprint(unchanged)
     held = [t for model in (trainer.student, dataset.teacher) for t in model.state_dict().values()]
     return {
         "curve": [[getattr(row, name) for name in COLUMNS] for row in trainer.log.history],

@@ -1,6 +1,8 @@
 """Student and teacher sharded over 2 and 4 processes: the run of one process, and checkpoints for any number."""
 
+import gc
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,11 +13,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT, Workspace
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from attnopt import settings as params
 from attnopt.core.distributed import Alone, Sharded
 from attnopt.core.errors import UserError
 from attnopt.mechanisms import load_mechanism, mechanism_names
+from attnopt.student.build import build_student
+from attnopt.student.swap import Swap
+from attnopt.teacher.model import load_teacher, teacher_fingerprint
+from attnopt.teacher.params import TeacherParams
 from attnopt.training.jobs import TrainingJob, training_jobs
 from attnopt.training.sharding import refuse_unshardable, shard_models
 from training.sharded import run
@@ -89,6 +96,7 @@ def group_of_one() -> Iterator[Sharded]:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_every_mechanism_can_be_sharded(workspace: Workspace, group_of_one: Sharded) -> None:
     kinds = [kind for kind in mechanism_names() if load_mechanism(kind).control is None]
     workspace.set(variants={kind: kind for kind in kinds}, teacher={"logits": "online"}, **{k: {} for k in kinds})
@@ -126,3 +134,40 @@ def test_a_run_goes_on_with_another_number_of_processes(workspace: Workspace) ->
     assert len({one.key for one in jobs}) == 4
     assert len({one.run for one in jobs}) == 1
     assert job(lr=0.5).run != jobs[0].run
+
+
+@pytest.mark.parametrize("weights", ["teacher", "random"])
+def test_before_it_is_sharded_a_student_is_on_its_teachers_tensors(tiny: Path, weights: str) -> None:
+    teacher, _ = load_teacher(TeacherParams(source="path", path=str(tiny / "teacher")))
+    before = teacher_fingerprint(teacher)
+    ours = build_student(teacher, Swap("hedgehog", weights=weights), 0, shares=True).state_dict()
+    theirs = teacher.state_dict()
+    own = {name for name, t in ours.items() if name not in theirs or t.data_ptr() != theirs[name].data_ptr()}
+    drawn = {name.split(".")[-2] for name in own if ".mechanism." not in name}
+    assert drawn == (set() if weights == "teacher" else {"c_attn", "c_proj"})
+    assert teacher_fingerprint(teacher) == before
+    same = build_student(teacher, Swap("hedgehog", weights=weights), 0).state_dict()
+    assert all(torch.equal(t, same[name]) for name, t in ours.items())
+
+
+def anonymous_mib() -> float:
+    """Of this process: memory that it shares with no other and that no file holds."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Anonymous:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's account of memory")
+def test_a_teacher_is_loaded_once_for_all_processes_of_a_machine(tiny: Path, tmp_path: Path) -> None:
+    """Its tensors are pages of its file, which the machine holds once."""
+    config = GPT2Config(vocab_size=300, n_positions=64, n_embd=512, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    for file in (tiny / "teacher").glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    gc.collect()
+    before = anonymous_mib()
+    teacher, _ = load_teacher(TeacherParams(source="path", path=str(tmp_path), dtype="float32"))
+    student = build_student(teacher, Swap("softmax"), 0, shares=True)
+    held = sum(t.nbytes for t in teacher.parameters()) / 2**20
+    assert held > 45
+    assert anonymous_mib() - before < 0.2 * held
+    del student

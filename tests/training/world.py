@@ -16,6 +16,7 @@ from attnopt.training.log import coefficient_rows
 from attnopt.training.params import PhaseName
 from attnopt.training.phases import PHASES, Objective
 from attnopt.training.schedule import make_optimizer
+from attnopt.training.sharding import load_fitted
 
 
 def record(variant: str, seed: int = 0) -> dict:
@@ -32,11 +33,18 @@ def make_objective(name: PhaseName, variant: str = "hedgehog", run: int = 0) -> 
     return PHASES[name](built, loaded, chosen, chosen.runs()[run], torch.float32), ids
 
 
-def losses(kind: str, shard: Callable[[Any, Any], None] = lambda *_: None) -> list[float]:
-    """Of three steps of transfer, align and distill each, on the tiny teacher."""
+def losses(kind: str, shard: Callable[[Any, Any], list[Any]] | None = None) -> list[float]:
+    """Of three steps of transfer, align and distill each, fitted to the tiny teacher.
+
+    Args:
+        shard: shards student and teacher, and gives whole mechanisms to be fitted.
+    """
     objective, ids = make_objective("distill", kind)
     learner, dataset, variant, seeds = objective.student, objective.dataset, objective.variant, objective.seeds
-    shard(learner, dataset.teacher)
+    mechanisms = shard(learner, dataset.teacher) if shard else mechanisms_of(learner)
+    student.fit_mechanisms(mechanisms, dataset.teacher, dataset.blocks["train"][:4])
+    if shard:
+        load_fitted(learner, mechanisms)
     found = []
     for name in ("transfer", "align", "distill"):
         objective = PHASES[name](learner, dataset, variant, seeds, torch.float32)
