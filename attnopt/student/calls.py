@@ -98,18 +98,26 @@ class _Enough(Exception):
 
 @torch.no_grad()
 def replayed_calls(
-    model: Any, ids: Tensor, positions: Tensor | None, hidden: Tensor, outputs: Tensor
+    model: Any,
+    ids: Tensor,
+    positions: Tensor | None,
+    hidden: Tensor,
+    outputs: Tensor,
+    first: int = 0,
+    begins: Any = None,
 ) -> Iterator[Call]:
-    """What `layer_calls` gives, by what is known of it: the model runs up to its first attention layer and no further.
+    """What `layer_calls` gives, by what is known of it: a model runs up to its first attention layer and no further.
 
     Only models whose attention layers are all called with the same arguments, but for the hidden states, can be
     replayed.
 
     Args:
-        hidden, outputs: (layers, B, T, C) what each layer got and gave.
+        hidden, outputs: (layers, B, T, C) what each layer got and gave, from layer `first` on.
+        begins: the model that runs, whose beginning is the same; None: `model`.
     """
-    layers = attention_layers(model)
-    args, kwargs = _first_arguments(layers[0], lambda: hidden_states(model, ids, positions))
+    begins = model if begins is None else begins
+    args, kwargs = _first_arguments(attention_layers(begins)[0], lambda: hidden_states(begins, ids, positions))
+    layers = attention_layers(model)[first : first + len(hidden)]
     for layer, got, gave in zip(layers, hidden, outputs, strict=True):
         given = ((got, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": got})
         inside = _mechanisms_in(layer)

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
-from torch import Tensor
 
 from attnopt.core.device import token_ids
 from attnopt.core.distributed import Alone
@@ -13,13 +12,9 @@ from attnopt.core.errors import UserError
 from attnopt.corpus.blocks import LONG
 from attnopt.targets.dataset import Dataset
 from attnopt.training.params import DistillParams
-from attnopt.training.phases.base import Told
+from attnopt.training.phases.base import Part
 from attnopt.training.resume import Phase
 from attnopt.training.schedule import Cut, batch_rows, long_cut
-
-Part = tuple[Tensor, Told, Tensor | None]
-"""Blocks (b, T) of token ids, what the teacher says of them where the objective asks, and positions (b, T) unless they
-are 0, 1, 2, ..."""
 
 
 class Batches:

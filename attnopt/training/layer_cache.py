@@ -32,10 +32,11 @@ BATCH, PART_BYTES = 8, 2**27
 
 @dataclass(frozen=True)
 class LayerTargets:
-    """(layers, b, T, C) each: what the teacher's attention layers got and gave."""
+    """(layers, b, T, C) each: what the teacher's attention layers got and gave, all or those from `first` on."""
 
     hidden: Tensor
     outputs: Tensor
+    first: int = 0
 
 
 class LayerCache:
@@ -48,8 +49,8 @@ class LayerCache:
     def __init__(self, dataset: Dataset):
         self.dataset, self.blocks = dataset, dataset.blocks["train"]
         self.dtype = next(dataset.teacher.parameters()).dtype
-        layers = len(attention_layers(dataset.teacher))
-        self.token_bytes = 2 * 2 * layers * dataset.teacher.config.hidden_size
+        self.layers = len(attention_layers(dataset.teacher))
+        self.token_bytes = 2 * 2 * self.layers * dataset.teacher.config.hidden_size
         offsets = dataset.offsets.get("train")
         of = (sha256(part.tobytes()) for part in (self.blocks, offsets) if part is not None)
         code = code_digest("attnopt.student.calls", "attnopt.teacher.model")
@@ -68,8 +69,20 @@ class LayerCache:
 
     def targets(self, rows: np.ndarray, device: torch.device) -> LayerTargets:
         """Of some blocks of the train split."""
-        read = (self.stored.stack(name, rows).swapaxes(0, 1).copy() for name in ("hidden", "outputs"))
-        return LayerTargets(*(on_device(array, device).to(self.dtype) for array in read))
+        hidden, outputs = (self.stored.stack(name, rows).swapaxes(0, 1).copy() for name in ("hidden", "outputs"))
+        return self._on(device, hidden, outputs)
+
+    def in_turn(self, rows: np.ndarray, device: torch.device) -> Iterator[LayerTargets]:
+        """The same layer by layer, each read when it is asked for."""
+        blocks = [self.stored.block(row) for row in rows]
+        for layer in range(self.layers):
+            hidden, outputs = (np.stack([b[name][layer] for b in blocks])[None] for name in ("hidden", "outputs"))
+            yield self._on(device, hidden, outputs, layer)
+
+    def _on(self, device: torch.device, hidden: np.ndarray, outputs: np.ndarray, first: int = 0) -> LayerTargets:
+        """As the teacher's layers would give them there."""
+        got, gave = (on_device(array, device).to(self.dtype) for array in (hidden, outputs))
+        return LayerTargets(got, gave, first)
 
     def _encode(self, wanted: range) -> Iterator[Block]:
         device = self.dataset.teacher.device

@@ -37,9 +37,10 @@ class TransferParams(PhaseParams):
     """Attention transfer: every layer's output matched on the teacher's own inputs."""
 
     loss: Literal["outputs", "weights", "both"] = "outputs"
-    layers: Literal["online", "cached"] = "online"
+    layers: Literal["online", "cached", "in_turn"] = "online"
     """Whether the teacher's layers are run at every step, or what they get and give is read from disk: it is written
-    once for all variants, in 4 C bytes per token and layer, under .checkpoints."""
+    once for all variants, in 4 C bytes per token and layer, under .checkpoints. In turn: one layer after the other,
+    of which alone memory then holds what it reads and what its backward pass needs."""
 
 
 class AlignParams(PhaseParams):

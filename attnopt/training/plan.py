@@ -39,7 +39,8 @@ def make_plan(variant: Variant, blocks: int, trains: Collection[PhaseName]) -> P
     Args:
         blocks: how many there are to train on, which `epochs` are counted in.
         trains: the phases that have something to train; the others are left out.
-    Raises: UserError where a student is to be kept within lora: it is no plain model there.
+    Raises: UserError where a student is to be kept within lora: it is no plain model there; or where the transfer of
+        one layer after the other is to have longer blocks.
     """
     phases = {name: steps for name, steps in budgeted_phases(variant, blocks).items() if name in trains}
     total, shares = sum(phases.values()), variant.distill.keep
@@ -49,7 +50,13 @@ def make_plan(variant: Variant, blocks: int, trains: Collection[PhaseName]) -> P
             f"{variant.name}: distill.keep: {max(shares)} of {total} steps lies within the "
             "phase lora, whose student is not merged yet; allowed: earlier shares"
         )
-    return Plan(phases, marks, _long_steps(phases, variant.distill.long_share))
+    long = _long_steps(phases, variant.distill.long_share)
+    if variant.transfer.layers == "in_turn" and long.get("transfer"):
+        raise UserError(
+            f"{variant.name}.transfer.layers: in_turn reads blocks of the usual length, and distill.long_share gives "
+            f"{long['transfer']} of its steps longer ones; allowed: a share that ends with the phases after it"
+        )
+    return Plan(phases, marks, long)
 
 
 def _long_steps(phases: Mapping[PhaseName, int], share: float) -> dict[PhaseName, int]:

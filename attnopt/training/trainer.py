@@ -29,10 +29,10 @@ from attnopt.teacher.head import Head, head_of
 from attnopt.teacher.model import teacher_fingerprint
 from attnopt.teacher.params import TeacherParams
 from attnopt.training.about import described, refuse_leaks
-from attnopt.training.batches import Batches, Part
+from attnopt.training.batches import Batches
 from attnopt.training.log import TrainingLog, coefficient_rows
 from attnopt.training.params import DistillParams, PhaseName, Seeds, Variant
-from attnopt.training.phases import PHASES, Objective
+from attnopt.training.phases import PHASES, Objective, Part
 from attnopt.training.plan import Plan, budgeted_phases, make_plan
 from attnopt.training.resume import Phase, RunState, load_run, restore_phase, save_run, state_of
 from attnopt.training.schedule import factor, make_optimizer
@@ -224,14 +224,17 @@ class Trainer:
         counts = (phase.name, length) not in self.log.flops
         counter = FlopCounterMode(display=False)
         with counter if counts else nullcontext():
-            found = [self._backward(phase, part, len(parts), i + 1 == len(parts)) for i, part in enumerate(parts)]
+            pieces = (piece for part in parts for piece in phase.objective.pieces(part))
+            last = len(parts) * phase.objective.turns - 1
+            found = [self._backward(phase, piece, len(parts), i == last) for i, piece in enumerate(pieces)]
         if counts:
             self.log.flops[phase.name, length] = counter.get_total_flops() * self.group.size
         norm = whole(nn.utils.clip_grad_norm_(phase.trainable.parameters(), self.params.clip))
         phase.optimizer.step()
         phase.optimizer.zero_grad(set_to_none=True)
         losses, kls = zip(*found, strict=True)
-        return torch.stack(losses).mean(), None if kls[0] is None else torch.stack(kls).mean(), norm
+        loss = torch.stack(losses).mean() * phase.objective.turns
+        return loss, None if kls[0] is None else torch.stack(kls).mean(), norm
 
     def _make_objectives(self) -> dict[PhaseName, Objective]:
         """Those of the phases that have steps and something to train."""

@@ -37,7 +37,9 @@ def test_two_processes_follow_the_curve_of_one(prepared: Workspace) -> None:
     prepared.set(distill={"processes": 2})
     together = curve(ALONE)
     pd.testing.assert_frame_equal(alone, together, rtol=2e-4, atol=2e-5)
-    prepared.set(distill={"processes": 1})
+    prepared.set(distill={"sharding": "full"})
+    pd.testing.assert_frame_equal(alone, curve(ALONE), rtol=2e-4, atol=2e-5)
+    prepared.set(distill={"processes": 1, "sharding": "none"})
     launcher = [
         sys.executable,
         "-m",
@@ -64,7 +66,7 @@ def test_a_batch_in_parts_follows_the_curve_of_the_whole(prepared: Workspace) ->
 @pytest.mark.slow
 def test_two_processes_share_shifted_and_longer_blocks_and_one_copy_of_the_layers(prepared: Workspace) -> None:
     prepared.set(corpus={"long_block": 64}, teacher={"shift": 0.5}, distill={"long_share": 0.25})
-    prepared.set(transfer={"layers": "cached"})
+    prepared.set(transfer={"layers": "in_turn"})
     prepared.run("tokenize", "cache-logits")
     alone = curve(ALONE)
     prepared.set(distill={"processes": 2})

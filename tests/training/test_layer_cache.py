@@ -10,9 +10,11 @@ from conftest import Workspace
 from attnopt import settings as params
 from attnopt.core.checkpoint import checkpoint_root, prune_checkpoints
 from attnopt.core.errors import UserError
+from attnopt.student.calls import watched
 from attnopt.targets.dataset import load_dataset
 from attnopt.training import layer_cache
 from attnopt.training.trainer import Trainer
+from training.world import make_objective
 
 
 @pytest.fixture
@@ -24,9 +26,10 @@ def shifted(workspace: Workspace) -> Workspace:
 
 
 def train(workspace: Workspace, layers: str, loss: str) -> Trainer:
+    """A run of the first variant."""
     workspace.set(transfer={"layers": layers, "loss": loss})
     settings = params.load_settings()
-    variant = settings.variant("hedgehog")
+    variant = settings.variant(next(iter(settings.variants)))
     trainer = Trainer(load_dataset(settings.teacher)[0], variant, variant.runs()[0])
     trainer.run()
     return trainer
@@ -45,6 +48,61 @@ def test_cached_layers_train_as_the_teacher_itself_does(
     monkeypatch.setattr(layer_cache, "layer_calls", None)
     again = train(shifted, "cached", loss)
     assert again.log.history[-1].loss == cached.log.history[-1].loss, "what is there is read"
+
+
+@pytest.mark.parametrize("settings", [{"clip": 9}, {"accumulate": 2, "clip": 0.01}, {"recompute": True}])
+def test_layers_in_turn_train_as_all_at_once(shifted: Workspace, settings: dict) -> None:
+    """Clipping too: it is done on the gradients of all layers."""
+    shifted.set(distill=settings, hedgehog={"window": 0, "transfer": {"train": "attention"}})
+    cached = train(shifted, "cached", "outputs")
+    in_turn = train(shifted, "in_turn", "outputs")
+    for ours, theirs in zip(in_turn.log.history, cached.log.history, strict=True):
+        assert (ours.loss, ours.grad_norm) == pytest.approx((theirs.loss, theirs.grad_norm), rel=1e-4)
+    assert in_turn.weights.keys() == cached.weights.keys()
+    for name, tensor in in_turn.weights.items():
+        assert (tensor - cached.weights[name]).norm() < 1e-3 * tensor.norm() or ".c_attn.bias" in name
+    assert in_turn.record("").flops == pytest.approx(cached.record("").flops, rel=0.01)
+
+
+def test_the_penalty_of_a_layer_is_counted_in_its_turn(shifted: Workspace) -> None:
+    shifted.set(variants={"masks": "masks"}, masks={"candidates": ["last:1", "window:4"], "l1": 0.01}, hedgehog=None)
+    cached, in_turn = (train(shifted, layers, "outputs") for layers in ("cached", "in_turn"))
+    assert in_turn.log.history[0].loss == pytest.approx(cached.log.history[0].loss, rel=1e-4)
+
+
+def test_in_turn_the_teacher_does_not_run_and_one_layer_is_held(shifted: Workspace) -> None:
+    shifted.set(transfer={"layers": "in_turn"})
+    cache, ids = make_objective("transfer")
+    del cache  # it is made
+    objective, ids = make_objective("transfer")
+    parts = objective.pieces((ids, objective.targets("train", np.arange(2), ids), None))
+    objective.begin()
+    kept = []
+    with watched(objective.dataset.teacher.modules(), before=lambda *_: pytest.fail("the teacher ran")):
+        for piece in parts:
+            held: list[int] = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: (held.append(t.nbytes), t)[1], lambda t: t):  # noqa: B023
+                loss, _ = objective(*piece)
+            loss.backward()
+            kept.append(sum(held))
+            assert piece[1].hidden.shape == piece[1].outputs.shape == (1, *ids.shape, 32)
+    shifted.set(transfer={"layers": "cached"})
+    objective, ids = make_objective("transfer")
+    objective.begin()
+    whole: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (whole.append(t.nbytes), t)[1], lambda t: t):
+        objective(ids, objective.targets("train", np.arange(2), ids))
+    assert len(kept) == 2
+    assert max(kept) < 0.6 * sum(whole)
+
+
+def test_what_cannot_be_done_in_turn_is_refused(shifted: Workspace) -> None:
+    with pytest.raises(UserError, match=r"hedgehog.transfer.loss: 'both' needs a whole copy .* in_turn .*: outputs"):
+        train(shifted, "in_turn", "both")
+    shifted.set(corpus={"long_block": 64}, distill={"long_share": 0.5})
+    shifted.run("tokenize", "cache-logits")
+    with pytest.raises(UserError, match=r"hedgehog.transfer.layers: in_turn reads .* gives 3 of its steps longer ones"):
+        train(shifted, "in_turn", "outputs")
 
 
 def test_other_blocks_or_positions_are_another_cache(shifted: Workspace) -> None:

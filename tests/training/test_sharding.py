@@ -61,7 +61,9 @@ def assert_close(one: dict, other: dict) -> None:
 def masked(workspace: Workspace) -> Workspace:
     """The mechanism's own parameters are read by a penalty and for the log, outside of its forward pass."""
     workspace.set(variants={"masks": "masks"}, masks={"candidates": ["last:1", "window:4"], "l1": 0.01})
-    workspace.set(transfer={"steps": 4, "warmup": 1}, align={"steps": 4}, teacher={"logits": "online"})
+    workspace.set(
+        transfer={"steps": 4, "warmup": 1, "layers": "in_turn"}, align={"steps": 4}, teacher={"logits": "online"}
+    )
     workspace.set(distill={"steps": 6, "checkpoint_every": 2, "log_every": 1, "valid_every": 3, "keep": [0.5]})
     workspace.set(distill={"accumulate": 1, "patience": 9})
     workspace.run("tokenize", "cache-logits")

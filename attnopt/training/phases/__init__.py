@@ -2,7 +2,7 @@
 
 from attnopt.training.params import PhaseName
 from attnopt.training.phases.align import Align
-from attnopt.training.phases.base import Objective
+from attnopt.training.phases.base import Objective, Part
 from attnopt.training.phases.distill import Distill
 from attnopt.training.phases.lora import Lora
 from attnopt.training.phases.transfer import Transfer
@@ -15,4 +15,4 @@ PHASES: dict[PhaseName, type[Objective]] = {
 }
 """In the order in which they run."""
 
-__all__ = ["PHASES", "Objective"]
+__all__ = ["PHASES", "Objective", "Part"]

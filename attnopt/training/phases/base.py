@@ -1,5 +1,6 @@
 """What all phases of training share: an objective is a module whose `forward` gives the loss of some blocks."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attnopt.core.device import autocast
+from attnopt.mechanisms.base import Mechanism
 from attnopt.mechanisms.shared.extra_loss import training_step
 from attnopt.ops.tensors import wide
 from attnopt.student.attach import mechanisms_of
@@ -19,8 +21,11 @@ from attnopt.training.layer_cache import LayerTargets
 from attnopt.training.params import PhaseName, PhaseParams, Seeds, Variant
 from attnopt.training.recompute import recomputed
 
-Told = Targets | LayerTargets | None
-"""What a phase's loss is given of the teacher."""
+Told = Targets | LayerTargets | Iterator[LayerTargets] | None
+"""What a phase's loss is given of the teacher; what is given layer by layer, in as many calls."""
+Part = tuple[Tensor, Told, Tensor | None]
+"""Blocks (b, T) of token ids, what the teacher says of them where the objective asks, and positions (b, T) unless they
+are 0, 1, 2, ..."""
 Loss = tuple[Tensor, Tensor | None]
 """The loss that is minimised and the divergence where it is a part of it; scalars, means over tokens."""
 
@@ -49,10 +54,12 @@ class Objective(nn.Module):
     Attributes:
         name: the phase's section of params.yaml.
         needs_targets: whether `forward` is to be given what the teacher says of the next tokens.
+        turns: calls of `forward` that the loss of some blocks is the sum of, see `pieces`.
     """
 
     name: ClassVar[PhaseName]
     needs_targets: ClassVar[bool] = False
+    turns: int = 1
 
     def __init__(self, student: Any, dataset: Dataset, variant: Variant, seeds: Seeds, dtype: torch.dtype):
         super().__init__()
@@ -80,6 +87,14 @@ class Objective(nn.Module):
         """What `forward` is to be given of the teacher for the blocks `rows` of a split, ids (b, T)."""
         return self.dataset.targets(split, rows, ids) if self.needs_targets else None
 
+    def pieces(self, part: Part) -> Iterator[Part]:
+        """What `forward` is to be called with in each of its turns."""
+        yield part
+
+    def mechanisms(self, targets: Told) -> list[Mechanism]:
+        """Those whose penalties are a part of the loss with these targets."""
+        return mechanisms_of(self.student)
+
     def forward(self, ids: Tensor, targets: Told, positions: Tensor | None = None) -> Loss:
         """The loss of some blocks, the mechanisms' penalties and what their calls added included.
 
@@ -92,7 +107,7 @@ class Objective(nn.Module):
             loss, kl = self.loss(ids, targets, positions)
         for term in terms:
             loss = loss + term
-        for mechanism in mechanisms_of(self.student):
+        for mechanism in self.mechanisms(targets):
             if (penalty := mechanism.penalty()) is not None:
                 loss = loss + penalty
         return loss, kl

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from attnopt.targets.targets import DenseTargets, HiddenTargets, SparseTargets
 from attnopt.teacher.head import head_of, hidden_states
 from attnopt.training.chunked_loss import LossSpec, distillation_loss
-from attnopt.training.layer_cache import LayerTargets
 from attnopt.training.params import PhaseName
 from attnopt.training.phases.base import Loss, Objective, Told
 
@@ -25,8 +25,7 @@ class Distill(Objective):
         self.head = head_of(self.student)
 
     def loss(self, ids: Tensor, targets: Told, positions: Tensor | None) -> Loss:
-        assert targets is not None
-        assert not isinstance(targets, LayerTargets)
+        assert isinstance(targets, HiddenTargets | DenseTargets | SparseTargets)
         p = self.variant.distill
         spec = LossSpec(p.kl, p.ce_weight, p.temperature, p.loss_chunk)
         ours = hidden_states(self.student, ids, positions)[:, :-1].flatten(0, 1)

@@ -1,9 +1,10 @@
 """Attention transfer: every layer learns to give the teacher's output on the teacher's own inputs.
 
-All layers learn in one pass, each from its own error alone (LoLCATs, https://arxiv.org/abs/2410.10254).
+All layers learn in one step, each from its own error alone (LoLCATs, https://arxiv.org/abs/2410.10254): in one pass,
+or each in its turn, which adds up to the same gradients.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attnopt.core.errors import UserError
-from attnopt.mechanisms.base import Inputs
+from attnopt.mechanisms.base import Inputs, Mechanism
 from attnopt.ops.tensors import repeat_heads, wide
 from attnopt.student.attach import mechanisms_of
 from attnopt.student.build import softmax_copy
@@ -21,7 +22,7 @@ from attnopt.student.calls import Call, attention_weights, layer_calls, replayed
 from attnopt.student.layers import attention_layers
 from attnopt.training.layer_cache import LayerCache, LayerTargets
 from attnopt.training.params import PhaseName
-from attnopt.training.phases.base import Loss, Objective, Told, relative_error
+from attnopt.training.phases.base import Loss, Objective, Part, Told, relative_error
 
 
 class Transfer(Objective):
@@ -46,11 +47,33 @@ class Transfer(Objective):
                 f"{self.variant.name}.transfer.loss: '{wanted}' keeps attention weights, and "
                 "distill.recompute does not; allowed: outputs"
             )
-        self.cache = LayerCache(self.dataset) if self.variant.transfer.layers == "cached" else None
+        layers = self.variant.transfer.layers
+        if self.weights and layers == "in_turn":
+            raise UserError(
+                f"{self.variant.name}.transfer.loss: '{wanted}' needs a whole copy of the teacher, which "
+                "transfer.layers in_turn is to do without; allowed: outputs"
+            )
+        self.cache = None if layers == "online" else LayerCache(self.dataset)
+        self.turns = len(attention_layers(self.student)) if layers == "in_turn" else 1
 
-    def targets(self, split: str, rows: np.ndarray, ids: Tensor) -> LayerTargets | None:
+    def targets(self, split: str, rows: np.ndarray, ids: Tensor) -> LayerTargets | Iterator[LayerTargets] | None:
         """Of the train split, where they are cached."""
-        return self.cache.targets(rows, ids.device) if self.cache and split == "train" else None
+        if self.cache is None or split != "train":
+            return None
+        return (self.cache.targets if self.turns == 1 else self.cache.in_turn)(rows, ids.device)
+
+    def pieces(self, part: Part) -> Iterator[Part]:
+        ids, targets, positions = part
+        if isinstance(targets, Iterator):
+            yield from ((ids, layer, positions) for layer in targets)
+        else:
+            yield part
+
+    def mechanisms(self, targets: Told) -> list[Mechanism]:
+        found = mechanisms_of(self.student)
+        if not isinstance(targets, LayerTargets):
+            return found
+        return found[targets.first : targets.first + len(targets.hidden)]
 
     @cached_property
     def teacher(self) -> Any:
@@ -60,15 +83,20 @@ class Transfer(Objective):
     def _calls(self, ids: Tensor, targets: Told, positions: Tensor | None) -> Iterable[Call]:
         if not isinstance(targets, LayerTargets):
             return layer_calls(self.teacher, ids, positions)
-        return replayed_calls(self.teacher, ids, positions, targets.hidden, targets.outputs)
+        # In turn the teacher itself is not touched: there may be no room for it.
+        begins = self.teacher if self.turns == 1 else self.student
+        return replayed_calls(self.teacher, ids, positions, targets.hidden, targets.outputs, targets.first, begins)
 
     def called(self) -> list[nn.Module]:
         return attention_layers(self.student)
 
     def loss(self, ids: Tensor, targets: Told, positions: Tensor | None) -> Loss:
         layers: list[Any] = attention_layers(self.student)
+        taken = layers
+        if isinstance(targets, LayerTargets):
+            taken = layers[targets.first : targets.first + len(targets.hidden)]
         losses = []
-        for layer, call in zip(layers, self._calls(ids, targets, positions), strict=True):
+        for layer, call in zip(taken, self._calls(ids, targets, positions), strict=True):
             with ExitStack() as watched:
                 weights = watched.enter_context(attention_weights(layer.mechanism)) if self.weights else []
                 ours = layer(*call.args, **call.kwargs)[0]
