@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from attnopt.core.errors import RunError
@@ -93,7 +94,6 @@ class Sharded(Group):
 
     def shard(self, modules: Iterable[nn.Module]) -> None:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
 
         warnings.filterwarnings("ignore", ".*returned a view tensor")  # which no model here changes in place
         mesh = init_device_mesh(self.device.type, (self.size,))
@@ -111,6 +111,13 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def let_go(model: nn.Module) -> None:
+    """Free what sharded modules had gathered, where a call of them did not end."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

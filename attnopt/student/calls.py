@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnopt.core.distributed import let_go
 from attnopt.mechanisms.base import Inputs, Mechanism
 from attnopt.mechanisms.shared.composite import outermost
 from attnopt.ops.tensors import repeat_heads, wide
@@ -117,6 +118,7 @@ def replayed_calls(
     """
     begins = model if begins is None else begins
     args, kwargs = _first_arguments(attention_layers(begins)[0], lambda: hidden_states(begins, ids, positions))
+    let_go(begins)
     layers = attention_layers(model)[first : first + len(hidden)]
     for layer, got, gave in zip(layers, hidden, outputs, strict=True):
         given = ((got, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": got})

@@ -28,10 +28,10 @@ class Stopped(Exception):
 
 
 def run(group: Alone, checkpoint: str | None = None, stop: int | None = None) -> dict | None:
-    """A run of the first variant, four processes recomputing: its curve, its coefficients and its student. None where it was stopped after
+    """A run of the variant, four processes recomputing: its curve, its coefficients and its student. None where it was stopped after
     a step."""
     settings = params.load_settings()
-    variant = settings.variant(next(iter(settings.variants)))
+    variant = settings.variant("masks")
     recompute = variant.distill.model_copy(update={"recompute": group.size == 4})
     variant = variant.model_copy(update={"distill": recompute})
     kept = Checkpoint(checkpoint) if checkpoint else None
