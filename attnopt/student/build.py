@@ -1,7 +1,7 @@
 """From a teacher to a student: swap, start close, choose what trains."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,13 +34,13 @@ class Trainable:
         return [*self.own.values(), *self.others.values()]
 
 
-def build_student(teacher: Any, swap: Swap, seed: int, shares: bool = False) -> Any:
+def build_student(teacher: Any, swap: Swap, seed: int, shared: Iterable[nn.Parameter] = ()) -> Any:
     """A copy of the teacher with a mechanism in its layers; `seed` is of what is drawn.
 
     Args:
-        shares: whether it holds the teacher's own parameters; before any of them trains it is to get its own.
+        shared: of the teacher's parameters, those that it is to hold too, in place of copies. None of them may train.
     """
-    student = copy.deepcopy(teacher, {id(p): p for p in teacher.parameters()} if shares else None)
+    student = copy.deepcopy(teacher, {id(p): p for p in shared})
     if swap.weights == "random":
         redraw_projections(student, seed)
     return attach(student, swap, seed)
@@ -91,6 +91,12 @@ def fit_mechanisms(
         detach(teacher)
     for mechanism, x in zip(mechanisms, inputs, strict=True):
         mechanism.fit(x)
+
+
+def around_attention(model: Any) -> list[nn.Parameter]:
+    """The parameters of a model outside of its attention layers."""
+    inside = {id(p) for layer in attention_layers(model) for p in layer.parameters()}
+    return [p for p in model.parameters() if id(p) not in inside]
 
 
 def choose_trainable(student: Any, scope: Scope) -> Trainable:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from attnopt.core.checkpoint import Checkpoint
-from attnopt.core.distributed import load_whole, part_like, whole
+from attnopt.core.checkpoint import Checkpoint, checkpoint_root
+from attnopt.core.distributed import Alone, load_whole, part_like, whole
+from attnopt.core.errors import UserError
 from attnopt.student.build import Trainable
 from attnopt.student.files import changed_weights
 from attnopt.training.log import TrainingLog
@@ -154,3 +155,14 @@ def load_run(checkpoint: Checkpoint | None) -> RunState | None:
     """What the checkpoint holds; None where it holds nothing."""
     state = checkpoint.load() if checkpoint else None
     return None if state is None else RunState(**state)
+
+
+def load_shared_run(checkpoint: Checkpoint | None, group: Alone) -> RunState | None:
+    """The same in several processes. Raises UserError where they do not all find the same."""
+    state = load_run(checkpoint)
+    if not group.agree(state.before + state.step if state else 0):
+        raise UserError(
+            f"{checkpoint_root()}: not all processes find the same checkpoint there; it must be one folder for all "
+            "machines, which ATTNOPT_CHECKPOINTS may name"
+        )
+    return state

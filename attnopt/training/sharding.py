@@ -15,9 +15,11 @@ from attnopt.core.distributed import Alone, load_whole
 from attnopt.core.errors import UserError
 from attnopt.mechanisms.base import Mechanism
 from attnopt.student.attach import check_swapped, mechanisms_of
+from attnopt.student.build import around_attention
 from attnopt.student.layers import attention_layers, blocks_of
 from attnopt.teacher.head import head_of
 from attnopt.training.params import Variant
+from attnopt.training.phases import PHASES
 
 METHODS = ("penalty", "coefficients")
 """Of a mechanism, which read its parameters outside of its forward pass."""
@@ -62,6 +64,15 @@ def load_fitted(student: Any, fitted: list[Mechanism]) -> None:
     """Give the student's mechanisms what their whole copies learnt."""
     for mechanism, copied in zip(mechanisms_of(student), fitted, strict=True):
         load_whole(mechanism, copied.state_dict())
+
+
+def uncopied(teacher: Any, variant: Variant, group: Alone) -> list[nn.Parameter]:
+    """The teacher's parameters that its student holds too: those that no phase trains, and all where they are sharded
+    before any does."""
+    if group.shards:
+        return list(teacher.parameters())
+    everything = any(variant.phase(name).train == "all" for name in PHASES)
+    return [] if everything else around_attention(teacher)
 
 
 def units_of(model: Any) -> list[nn.Module]:

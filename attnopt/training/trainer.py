@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnopt.core.checkpoint import Checkpoint, checkpoint_root
+from attnopt.core.checkpoint import Checkpoint
 from attnopt.core.device import memory_in_use, resolve_precision
 from attnopt.core.distributed import Alone, whole
 from attnopt.core.errors import RunError, UserError
@@ -34,9 +34,9 @@ from attnopt.training.log import TrainingLog, coefficient_rows
 from attnopt.training.params import DistillParams, PhaseName, Seeds, Variant
 from attnopt.training.phases import PHASES, Objective, Part
 from attnopt.training.plan import Plan, budgeted_phases, make_plan
-from attnopt.training.resume import Phase, RunState, load_run, restore_phase, save_run, state_of
+from attnopt.training.resume import Phase, RunState, load_run, load_shared_run, restore_phase, save_run, state_of
 from attnopt.training.schedule import factor, make_optimizer
-from attnopt.training.sharding import load_fitted, refuse_unshardable, shard_models
+from attnopt.training.sharding import load_fitted, refuse_unshardable, shard_models, uncopied
 
 Progress = Callable[[int, int, HistoryRow], None]
 
@@ -61,7 +61,8 @@ class Trainer:
         mix: of a mixed student, which one of the library each layer is taken from.
 
     Attributes, once prepared:
-        student: the model that learns. plan: its phases and their steps. objectives: by phase.
+        student: the model that learns; what no phase trains of it are the teacher's own tensors.
+        plan: its phases and their steps. objectives: by phase.
         log: what was written down so far.
         kept: `changed_weights` of the student after each step that `distill.keep` asks for.
         weights: the same of the whole run's student, once it has ended.
@@ -124,12 +125,7 @@ class Trainer:
         Raises: UserError as `prepare`; RunError where the loss is no longer a number.
         """
         self.prepare()
-        state = load_run(self.checkpoint)
-        if not self.group.agree(state.before + state.step if state else 0):
-            raise UserError(
-                f"{checkpoint_root()}: not all processes find the same checkpoint there; it must be one "
-                "folder for all machines, which ATTNOPT_CHECKPOINTS may name"
-            )
+        state = load_shared_run(self.checkpoint, self.group)
         whole = shard_models(self.student, self.dataset.teacher, self.group) if self.group.shards else None
         if state is None:
             self._begin(whole)
@@ -199,7 +195,7 @@ class Trainer:
         teacher, variant = self.dataset.teacher, self.variant
         if self.mix is not None:
             return mixed_student(teacher, self.mix, variant.state)
-        return build_student(teacher, variant.swap, self.seeds.features, shares=self.group.shards)
+        return build_student(teacher, variant.swap, self.seeds.features, uncopied(teacher, variant, self.group))
 
     def _about(self) -> dict[str, Any]:
         return described(self.student, self.variant, self.mix or {})

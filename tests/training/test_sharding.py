@@ -21,8 +21,10 @@ from attnopt.core.errors import UserError
 from attnopt.mechanisms import load_mechanism, mechanism_names
 from attnopt.student.build import build_student
 from attnopt.student.swap import Swap
+from attnopt.targets.dataset import load_dataset
 from attnopt.teacher.model import load_teacher, teacher_fingerprint
 from attnopt.teacher.params import TeacherParams
+from attnopt.training.batches import Batches
 from attnopt.training.jobs import TrainingJob, training_jobs
 from attnopt.training.sharding import refuse_unshardable, shard_models
 from training.sharded import run
@@ -142,7 +144,7 @@ def test_a_run_goes_on_with_another_number_of_processes(workspace: Workspace) ->
 def test_before_it_is_sharded_a_student_is_on_its_teachers_tensors(tiny: Path, weights: str) -> None:
     teacher, _ = load_teacher(TeacherParams(source="path", path=str(tiny / "teacher")))
     before = teacher_fingerprint(teacher)
-    ours = build_student(teacher, Swap("hedgehog", weights=weights), 0, shares=True).state_dict()
+    ours = build_student(teacher, Swap("hedgehog", weights=weights), 0, teacher.parameters()).state_dict()
     theirs = teacher.state_dict()
     own = {name for name, t in ours.items() if name not in theirs or t.data_ptr() != theirs[name].data_ptr()}
     drawn = {name.split(".")[-2] for name in own if ".mechanism." not in name}
@@ -168,8 +170,25 @@ def test_a_teacher_is_loaded_once_for_all_processes_of_a_machine(tiny: Path, tmp
     gc.collect()
     before = anonymous_mib()
     teacher, _ = load_teacher(TeacherParams(source="path", path=str(tmp_path), dtype="float32"))
-    student = build_student(teacher, Swap("softmax"), 0, shares=True)
+    student = build_student(teacher, Swap("softmax"), 0, teacher.parameters())
     held = sum(t.nbytes for t in teacher.parameters()) / 2**20
     assert held > 45
     assert anonymous_mib() - before < 0.2 * held
     del student
+
+
+def test_processes_that_find_other_checkpoints_are_refused(workspace: Workspace) -> None:
+    """As on machines that do not share the folder."""
+    group = Alone(torch.device("cpu"))
+    group.agree = lambda value: False  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"\.checkpoints: not all processes find the same checkpoint there"):
+        load_shared_run(None, group)
+
+
+def test_a_batch_that_the_launched_processes_do_not_share_evenly_is_refused(workspace: Workspace) -> None:
+    group = Alone(torch.device("cpu"))
+    group.size = 3
+    workspace.run("tokenize", "cache-logits")
+    settings = params.load_settings()
+    with pytest.raises(UserError, match=r"distill.batch: 4 blocks do not divide into 3 processes x 1 parts"):
+        Batches(load_dataset(settings.teacher)[0], settings.distill, 0, group)

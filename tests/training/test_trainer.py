@@ -22,6 +22,7 @@ from attnopt.records.distill import HistoryRow
 from attnopt.student.attach import attachment_of
 from attnopt.student.files import changed_weights
 from attnopt.targets.dataset import load_dataset
+from attnopt.teacher.model import teacher_fingerprint
 from attnopt.training import trainer as distill
 from attnopt.training.jobs import training_jobs
 from attnopt.training.params import DistillParams
@@ -63,6 +64,22 @@ def test_the_scope_decides_which_weights_move(prepared: Workspace, scope: str) -
     attention = {n for n in moved if ".attn." in n}
     assert bool(attention) == (scope != "mechanism")
     assert bool(moved - attention) == (scope == "all")
+
+
+def test_a_student_copies_only_what_trains(prepared: Workspace) -> None:
+    def own(scope: str) -> set[str]:
+        prepared.set(distill={"train": scope, "steps": 1})
+        settings = params.load_settings()
+        variant = settings.variant("none")
+        trainer = distill.Trainer(load_dataset(settings.teacher)[0], variant, variant.runs()[0])
+        theirs, ours = trainer.dataset.teacher.state_dict(), trainer.run().state_dict()
+        assert trainer.fingerprint == teacher_fingerprint(trainer.dataset.teacher)
+        return {
+            name.split(".")[3] for name, t in ours.items() if ".h." in name and t.data_ptr() != theirs[name].data_ptr()
+        }
+
+    assert own("attention") == {"attn"}
+    assert own("all") == {"attn", "mlp", "ln_1", "ln_2"}
 
 
 def test_an_online_teacher_gives_the_cached_result(prepared: Workspace) -> None:
