@@ -57,6 +57,12 @@ class Batches:
         short, long = phase.steps_by_length
         return short * self.short.predicted + (long * self.long.predicted if long else 0)
 
+    def steps_by_length(self, phase: Phase) -> list[tuple[int, int]]:
+        """Tokens of a block, and how many of the phase's steps so far took such blocks."""
+        short, long = phase.steps_by_length
+        found = [(self.short.length, short)] if short else []
+        return found + ([(self.long.length, long)] if long else [])
+
     def read(self, phase: Phase) -> Iterator[list[Part]]:
         """The parts of the batch of each step that the phase has left; on a GPU read one step ahead, while it
         computes."""

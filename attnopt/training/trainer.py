@@ -334,18 +334,11 @@ class Trainer:
             train=phase.params.train,
             trained_parameters=sum(t.numel() for t in phase.trainable.parameters()),
             seconds=round(seconds, 3),
-            flops=self._flops(phase),
+            flops=sum(self.log.flops[phase.name, length] * n for length, n in self.batches.steps_by_length(phase)),
             kl_end=kl_end,
         )
         self.log.phases.append(row)
         self.group.wait()
-
-    def _flops(self, phase: Phase) -> int:
-        """Of all its steps, as counted on the first of either length."""
-        per_step = self.log.flops
-        short, long = phase.steps_by_length
-        total = short * per_step[phase.name, self.batches.short.length] if short else 0
-        return total + (long * per_step[phase.name, self.batches.long.length] if long else 0)
 
     def _changed(self) -> dict[str, Tensor]:
         """`changed_weights` in the main process, which all call together; no tensors in the others."""
@@ -354,7 +347,6 @@ class Trainer:
     def _save(self, phase: Phase) -> None:
         if self.checkpoint is None or not (self.group.main or self.group.shards):
             return
-        main = self.group.main
-        state = state_of(phase, self.dataset.teacher, self.kept, self.transferred, self.log, main)
-        if main:
+        state = state_of(phase, self.dataset.teacher, self.kept, self.transferred, self.log, self.group.main)
+        if self.group.main:
             save_run(self.checkpoint, state)

@@ -26,6 +26,7 @@ from attnopt.teacher.model import load_teacher, teacher_fingerprint
 from attnopt.teacher.params import TeacherParams
 from attnopt.training.batches import Batches
 from attnopt.training.jobs import TrainingJob, training_jobs
+from attnopt.training.resume import load_shared_run
 from attnopt.training.sharding import refuse_unshardable, shard_models
 from training.sharded import run
 from training.world import losses
