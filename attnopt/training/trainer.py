@@ -53,8 +53,7 @@ class Trainer:
     Construction only takes note of its arguments; `run` begins with `prepare`, which builds the student.
 
     Args:
-        dataset: the teacher and the blocks; neither is changed, but that the teacher is sharded where the group shares
-            weights.
+        dataset: the teacher and the blocks; neither is changed, but that a group which shards does so to the teacher.
         checkpoint: where the run is kept while it goes on; None keeps nothing.
         group: the processes that share the work, on whose device the teacher is to lie; None: this one alone.
         progress: called with (step, steps of the plan, row) at every log point.
@@ -239,15 +238,13 @@ class Trainer:
         return {name: objective for name, objective in made.items() if objective.trainable().parameters()}
 
     def _begin(self, whole: list[Mechanism] | None) -> None:
-        """What comes before the first step: the fit, of whole copies of sharded mechanisms, and the KL without and with
-        it."""
+        """What comes before the first step: the KL, the fit (of whole copies of what is sharded), the KL again."""
         self.log.kl_unfitted = self.valid_kl()
         if self.params.fit and self.mix is None:
             rows = slice(self.params.fit_blocks)
             positions = self.dataset.positions("train", rows, self.device)
-            found = mechanisms_of(self.student) if whole is None else whole
-            fit_mechanisms(found, self.dataset.teacher, self.blocks[rows], positions)
-            if whole is not None:
+            fit_mechanisms(whole or mechanisms_of(self.student), self.dataset.teacher, self.blocks[rows], positions)
+            if whole:
                 load_fitted(self.student, whole)
         self.log.kl_start = self.valid_kl()
         if "transfer" not in self.plan.phases:
