@@ -1,15 +1,30 @@
 """Which of the project's own files a module runs: what a digest of its code is made of."""
 
 import ast
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+from attnopt.core.errors import UserError
 from attnopt.core.files import sha256
 
 ROOT = Path(__file__).parents[2]
 """The folder that holds the packages."""
 PACKAGES = ("attnopt", "stages")
+MECHANISMS = "attnopt.mechanisms"
+OWN = "ATTNOPT_MECHANISMS"
+"""The environment's variable that names a folder of the user's own mechanisms."""
+
+
+def own_mechanisms() -> Path | None:
+    """The folder of the user's own mechanisms, which are found as if they lay in attnopt.mechanisms.
+
+    None where there is none. Only what is started in a study's folder names it (see `attnopt.cli`): a library that
+    looked around in the working directory would run what lies beside a downloaded student.
+    """
+    named = os.environ.get(OWN)
+    return Path(named) if named and Path(named).is_dir() else None
 
 
 def code_digest(*modules: str) -> str:
@@ -20,7 +35,7 @@ def code_digest(*modules: str) -> str:
         code_digest("stages.distill", "attnopt.mechanisms.nsa")
     """
     files = import_closure(_file_of(module) for module in modules)
-    return sha256(*(part for file in sorted(files) for part in (file.relative_to(ROOT).as_posix(), file)))
+    return sha256(*(part for name, file in sorted((_name(file), file) for file in files) for part in (name, file)))
 
 
 def import_closure(files: Iterable[Path]) -> set[Path]:
@@ -42,7 +57,11 @@ def imports_of(file: Path) -> frozenset[Path]:
 
 
 def _imported_names(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:  # ValueError: no text in UTF-8, or a null byte
+        raise UserError(f"{file} is no Python that can be read: {error}") from None
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -59,10 +78,26 @@ def _paths_of(name: str) -> Iterator[Path]:
     if parts[0] not in PACKAGES:
         return
     for depth in range(2, len(parts) + 1):
-        path = ROOT.joinpath(*parts[:depth])
-        yield from (p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file())
+        for folder in _places(parts[:depth]):
+            yield from (p for p in (folder.with_suffix(".py"), folder / "__init__.py") if p.is_file())
+
+
+def _places(parts: list[str]) -> Iterator[Path]:
+    """Where a module may lie, without its suffix: in the project, then among the user's own mechanisms."""
+    yield ROOT.joinpath(*parts)
+    own = own_mechanisms()
+    if own and len(parts) > 2 and ".".join(parts[:2]) == MECHANISMS:
+        yield own.joinpath(*parts[2:])
 
 
 def _file_of(module: str) -> Path:
-    path = ROOT.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    files = [p / "__init__.py" if p.is_dir() else p.with_suffix(".py") for p in _places(module.split("."))]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def _name(file: Path) -> str:
+    """The same wherever the project, or the study, lies."""
+    own = own_mechanisms()
+    if own and file.is_relative_to(own):
+        return f"mechanisms/{file.relative_to(own).as_posix()}"
+    return file.relative_to(ROOT).as_posix()
