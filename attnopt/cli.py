@@ -13,7 +13,9 @@ import typer
 from attnopt.core.errors import RunError, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-VariantName = Annotated[str, typer.Argument(help="A name from `variants` in params.yaml.")]
+OF_STAGE = "Left out, it is that of the DVC stage which runs this: dvc.yaml hands no name to a shell."
+VariantName = Annotated[str | None, typer.Argument(help=f"A name from `variants` in params.yaml. {OF_STAGE}")]
+MixName = Annotated[str | None, typer.Argument(help=f"A name from `mixes` in params.yaml. {OF_STAGE}")]
 OneOrAll = Annotated[
     str | None,
     typer.Argument(help="A name from `variants` in params.yaml; else all whose record no longer holds."),
@@ -34,6 +36,14 @@ def run_stage(stage: str, variant: str | None = None, check: bool = True, **more
     module.run(**settings.sections_of(module.run, variant), **more)
 
 
+def _name_of_stage(stage: str) -> str:
+    """NAME of `STAGE@NAME`, which DVC says in the environment of what it runs."""
+    found = os.environ.get("DVC_STAGE", "").split(":")[-1]
+    if not found.startswith(f"{stage}@"):
+        raise UserError(f"{stage}: a name from params.yaml is needed: attnopt {stage} NAME")
+    return found.removeprefix(f"{stage}@")
+
+
 @app.command()
 def tokenize() -> None:
     """Cut the corpus into blocks of tokens (data/corpus)."""
@@ -47,15 +57,15 @@ def cache_logits() -> None:
 
 
 @app.command()
-def distill(variant: VariantName, again: Again = False) -> None:
+def distill(variant: VariantName = None, again: Again = False) -> None:
     """Distil one variant from the teacher, with every seed (models, results/distill)."""
-    run_stage("distill", variant, again=again)
+    run_stage("distill", variant or _name_of_stage("distill"), again=again)
 
 
 @app.command()
-def mix(name: Annotated[str, typer.Argument(help="A name from `mixes` in params.yaml.")], again: Again = False) -> None:
+def mix(name: MixName = None, again: Again = False) -> None:
     """Distil one mix of the library's layers, with every seed (models, results/distill)."""
-    run_stage("mix", name, again=again)
+    run_stage("mix", name or _name_of_stage("mix"), again=again)
 
 
 @app.command()
@@ -177,6 +187,26 @@ def export(
 
 
 @app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="bundled, a folder, a .gguf file or its package, or a hub id.")],
+    length: Annotated[int, typer.Option(help="Tokens at which the budget holds and quality is measured.")],
+    state: Annotated[float, typer.Option(help="The share of softmax's state that it may hold there.")],
+    text: Annotated[
+        str | None, typer.Option(help="A folder of text, or enwiki-sample; else the model's own and the bundled.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The conversion's folder; else MODEL-LENGTH-STATE here.")] = None,
+    train: Annotated[int, typer.Option(help="Steps of distillation for the mix found.")] = 0,
+) -> None:
+    """Find the student within a budget of state that is closest to a model; measure and export it."""
+    from attnopt.convert.request import Request
+
+    request = Request(model, length, state, text, train)
+    from attnopt.convert.run import convert as make  # torch, only where the request can be meant
+
+    make(request, out or request.default_folder)
+
+
+@app.command()
 def mechanisms() -> None:
     """List the mechanisms: source, growth of the state, cost per token, options with their defaults."""
     from attnopt.mechanisms.shared.catalogue import mechanisms_table
@@ -195,12 +225,25 @@ def conform(target: Annotated[str, typer.Argument(help="A mechanism's name, or m
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="mini, all, gpt2, smollm2: a file of studies/.")],
+    name: Annotated[str, typer.Argument(help="mini, all, mixture, gpt2, smollm2: a file of studies/.")],
 ) -> None:
     """Write a named study into params.yaml; `dvc repro` then runs it."""
     from attnopt.tools.study import apply_study
 
     apply_study(name)
+
+
+@app.command()
+def merge_lock(
+    base: Annotated[Path, typer.Argument(help="%O of git: dvc.lock as both sides had it.")],
+    ours: Annotated[Path, typer.Argument(help="%A: as it is here; the result is written to it.")],
+    theirs: Annotated[Path, typer.Argument(help="%B: as it is on the other machine.")],
+) -> None:
+    """Merge dvc.lock of two machines, stage by stage: git's merge driver of it, see docs/many-machines.md."""
+    from attnopt.tools.lock import merge_lock as merge
+
+    if twice := merge(base, ours, theirs):
+        print(f"dvc.lock: run on both sides, so that `dvc repro` looks at them again: {', '.join(twice)}")
 
 
 @app.command()
@@ -260,7 +303,9 @@ def main() -> None:
 
 
 def _end(message: str, code: int) -> None:
-    print(f"attnopt: {message}", file=sys.stderr)
+    from attnopt.core.foreign import printable
+
+    print(f"attnopt: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
     raise SystemExit(code)
 
 

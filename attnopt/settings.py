@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from attnopt.bench.params import BenchParams
 from attnopt.core.errors import UserError
-from attnopt.core.section import Count, spelling_hint, validated
+from attnopt.core.foreign import read_yaml
+from attnopt.core.section import Count, Name, spelling_hint, validated
 from attnopt.corpus.params import CorpusParams
 from attnopt.evaluation.params import EvaluateParams, SampleParams
 from attnopt.records.distill import MIXED
@@ -46,8 +45,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    variants: Annotated[dict[str, str], Field(min_length=1)]
-    mixes: dict[str, dict[str, Any]] = Field(default={})
+    variants: Annotated[dict[Name, str], Field(min_length=1)]
+    mixes: dict[Name, dict[str, Any]] = Field(default={})
     """Students whose layers are several variants', by name: `layers`, `seeds` and what OF_A_MIX names."""
     controls: list[str] = Field(default=[])
     """Variants that are there to compare with, and never ranked."""
@@ -144,12 +143,11 @@ def load_settings(path: str | Path = "params.yaml", variants: bool = True) -> Se
     Raises: UserError, one line, naming the key, what was there, and what is allowed or the nearest name.
     """
     try:
-        content = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(path).read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run attnopt in the project's folder") from None
-    except (UnicodeDecodeError, YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not readable YAML: {reason}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not readable YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a mapping of sections, it is a {type(content).__name__}")
     params = validated(Settings, content, "")

@@ -49,6 +49,8 @@ LONG = 2048
 TIMED: tuple[Phase, ...] = ("prefill", "train")
 OPTIONS: dict[str, dict[str, Any]] = {"performer": {"features": 64}, "window": {"window": 64, "sinks": 0}}
 """Where not the defaults: the sizes that README's table names."""
+STRIDED = {"candidates": ["window:64", "stride:64"]}
+"""Masks that keep every token and read one of 64 of those beyond a window, as Sparse Transformers do."""
 
 RECURRENCES = (
     ("decay kernel", False, False),
@@ -172,6 +174,7 @@ def entries() -> list[Entry]:
     found = [Entry(Operation("softmax", GPT2, name=BASE))]
     kinds = [kind for kind in mechanisms.mechanism_names() if kind not in ("softmax", "none")]
     found += [Entry(Operation(kind, GPT2, OPTIONS.get(kind, {}), kind)) for kind in kinds]
+    found.append(Entry(Operation("masks", GPT2, STRIDED, "masks, strided")))
     found.append(Entry(Own("linear kernel", LinearKernel)))
     for name, erases, channels in RECURRENCES:
         found.append(Entry(Own(name, RecurrentKernel, {"erases": erases, "channels": channels})))

@@ -6,6 +6,7 @@ measurement and no failure of the bench.
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator
@@ -52,7 +53,10 @@ def start_server() -> None:
     Further calls do nothing, so one server serves any number of benches in one process.
 
     The server computes nothing: a fork copies the forking thread alone, and a process without its OpenMP pool hangs.
+    Nor does it ask CUDA for its devices, as `torch.cuda.is_available` does unless told to ask NVML: no fork could use
+    the GPU then.
     """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     multiprocessing.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
 

@@ -1,5 +1,6 @@
 """The checks. Each takes a mechanism on one geometry and yields what it measured; all but `numerics` run in float64."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -227,6 +228,8 @@ def grouped(case: Case) -> Findings:
     heads, kv_heads = case.geometry.heads, case.geometry.kv_heads
     full = Case(case.cls, case.options, type(case.geometry)(**{**vars(case.geometry), "kv_heads": heads}))
     shared, repeated = case.build(), full.build()
+    if not (shared.alike_when_repeated and repeated.alike_when_repeated):
+        raise NotApplicable("with each head repeated it is another mechanism")
     own = repeated.state_dict()
     repeated.load_state_dict({n: _repeat_groups(t, own[n].shape, kv_heads) for n, t in shared.state_dict().items()})
     for length in LENGTHS:
@@ -238,11 +241,13 @@ def grouped(case: Case) -> Findings:
 
 
 def _repeat_groups(t: Tensor, shape: torch.Size, groups: int) -> Tensor:
-    """A parameter of `groups` heads as one of `shape`: a dimension that has to grow is (groups, the rest) flattened."""
+    """A parameter of `groups` heads, or of a part of them, as one of `shape`: a dimension that has to grow is (those
+    heads, the rest) flattened."""
     for dim, size in enumerate(shape):
         if t.shape[dim] != size:
             repeats = size // t.shape[dim]
-            t = t.unflatten(dim, (groups, -1)).repeat_interleave(repeats, dim).flatten(dim, dim + 1)
+            own = math.gcd(groups, t.shape[dim])
+            t = t.unflatten(dim, (own, -1)).repeat_interleave(repeats, dim).flatten(dim, dim + 1)
     return t
 
 

@@ -5,6 +5,7 @@ device looks into another folder. A lock per key keeps a second trainer out; wri
 """
 
 import os
+import pickle
 import shutil
 import time
 from collections.abc import Iterator
@@ -56,8 +57,13 @@ class Checkpoint:
         os.replace(aside, self.file)
 
     def load(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None."""
-        return torch.load(self.file, weights_only=True) if self.file.exists() else None
+        """The last checkpoint, or None. Raises UserError where it is damaged, or holds more than numbers and names."""
+        if not self.file.exists():
+            return None
+        try:
+            return torch.load(self.file, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError):
+            raise UserError(f"{self.file} is no checkpoint of attnopt, or damaged: remove its folder") from None
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

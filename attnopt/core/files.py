@@ -40,8 +40,10 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run `dvc repro` (or the stage that writes it) first") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:  # no UTF-8, no JSON, or a number of thousands of digits
         raise UserError(f"{path} is damaged ({error}): delete it and run the stage again") from None
+    except RecursionError:
+        raise UserError(f"{path} is damaged (nested too deeply): delete it and run the stage again") from None
 
 
 def sha256(*parts: str | bytes | Path) -> str:

@@ -1,14 +1,27 @@
 """A mistake in params.yaml in one line: the key, what was there, and what is allowed or the nearest name."""
 
 import difflib
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from attnopt.core.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", text, re.ASCII):
+        raise ValueError("a name is up to 64 letters, digits, _ and -, and starts with a letter or digit")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+"""Of a variant or a mix: it names folders, and stages of dvc.yaml."""
+SHOWN = 200
+"""Characters of a wrong value that a message repeats."""
 
 
 class Section(BaseModel):
@@ -35,7 +48,8 @@ def validated(model: Any, content: Any, where: str) -> Any:
 
 def _one_line(error: ValidationError, model: Any, where: str) -> str:
     first = error.errors()[0]
-    path = ".".join(str(p) for p in (where, *first["loc"]) if p != "")
+    key = first["loc"][-1:] == ("[key]",) and first["type"] == "value_error"
+    path = ".".join(str(p) for p in (where, *(first["loc"][:-2] if key else first["loc"])) if p != "")
     others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         section = _field_model(model, first["loc"][:-1])
@@ -47,7 +61,10 @@ def _one_line(error: ValidationError, model: Any, where: str) -> str:
     reason = first["msg"].removeprefix("Value error, ")
     if isinstance(first["input"], dict):
         return f"params.yaml: {path + ': ' if path else ''}{reason}{others}"
-    return f"params.yaml: '{path}' is {first['input']!r}: {reason[0].lower()}{reason[1:]}{others}"
+    value = repr(first["input"])[:SHOWN]
+    if key:
+        return f"params.yaml: {path}: {value} is no name: {reason}{others}"
+    return f"params.yaml: '{path}' is {value}: {reason[0].lower()}{reason[1:]}{others}"
 
 
 def _field_model(model: Any, path: tuple) -> Any:

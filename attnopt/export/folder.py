@@ -149,6 +149,8 @@ def _move(aside: Path, target: Path) -> None:
     for old in (*target.glob("model-*-of-*.safetensors"), target / SAFE_WEIGHTS_INDEX_NAME):
         old.unlink(missing_ok=True)
     for file in sorted(aside.iterdir(), key=lambda file: file.name == CONFIG_NAME):
+        if (target / file.name).is_symlink():
+            (target / file.name).unlink()
         if file.is_dir():
             shutil.copytree(file, target / file.name, dirs_exist_ok=True)
         else:

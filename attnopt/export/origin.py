@@ -75,7 +75,9 @@ def card_text(model: Any, description: Description, state_dict: dict[str, Tensor
         return model_card(description, read_numbers(origin.folder, read_card(origin.folder)), _facts(model))
     earlier = origin.folder / "README.md"
     return (
-        earlier.read_text(encoding="utf-8") if earlier.is_file() else model_card(description, Numbers(), _facts(model))
+        earlier.read_text(encoding="utf-8")
+        if earlier.is_file() and not earlier.is_symlink()  # which could point at a file that is nobody else's business
+        else model_card(description, Numbers(), _facts(model))
     )
 
 

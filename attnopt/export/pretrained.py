@@ -7,6 +7,7 @@ is the teacher's own class, loaded by transformers, with the mechanisms in its l
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator
 from json import JSONDecodeError
 from pathlib import Path
@@ -131,7 +132,8 @@ def _plain(where: Any, config: Any, options: dict[str, Any]) -> tuple[Any, dict[
     text = copy.deepcopy(config.text_config)
     made_by = _teachers_class(text, Path(str(where)) / CONFIG_NAME)
     options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    options["trust_remote_code"] = False  # nothing but transformers' own class is loaded here
+    options |= {"trust_remote_code": False, "use_safetensors": True}  # transformers' own class, and no pickle
+    _check_beside(where, options)
     with without_loading_bars(), _without_report():
         try:
             model, info = made_by.from_pretrained(where, config=text, **options)
@@ -140,12 +142,34 @@ def _plain(where: Any, config: Any, options: dict[str, Any]) -> tuple[Any, dict[
         except (OSError, JSONDecodeError) as error:
             raise UserError(f"{where}: {_first_line(error)}") from None
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise UserError(f"{where}: an adapter lies beside the model's own files: move adapter_* to a folder of its own")
+        _refuse_adapter(where)
     misfits = [*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])]
     misfits += [name for name in info["unexpected_keys"] if ".mechanism." not in name]
     if misfits:
         _refuse_weights(where, sorted(misfits)[0])
     return fused(model), info
+
+
+def _check_beside(where: Any, options: dict[str, Any]) -> None:
+    """Raises UserError where files beside the weights name others: another model to adapt, or shards elsewhere."""
+    hub = {name: options[name] for name in HUB if name in options}
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if (Path(str(where)) / "adapter_config.json").is_file():
+        _refuse_adapter(where)
+    if (index := cached_file(where, SAFE_WEIGHTS_INDEX_NAME, **hub, **quiet)) is not None:
+        _shards(index)
+
+
+def _shards(index: str) -> dict[str, str]:
+    """Tensor -> file of a model in several. Raises UserError where one of them is no plain name of a safetensors."""
+    content = read_json(index)
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict):
+        raise UserError(f"{index}: 'weight_map' is missing: export the student again")
+    for name, file in files.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", file):
+            raise UserError(f"{index}: 'weight_map.{name}' is {file!r}, which is no file of this folder")
+    return files
 
 
 def _teachers_class(text: Any, file: Path) -> Any:
@@ -202,7 +226,7 @@ def _files_of(where: Any, hub: dict[str, Any], names: set[str]) -> dict[str, lis
     quiet = {"_raise_exceptions_for_missing_entries": False}
     if (whole := cached_file(where, SAFE_WEIGHTS_NAME, **hub, **quiet)) is not None:
         return {whole: sorted(names)}
-    index = read_json(str(cached_file(where, SAFE_WEIGHTS_INDEX_NAME, **hub)))["weight_map"]
+    index = _shards(str(cached_file(where, SAFE_WEIGHTS_INDEX_NAME, **hub)))
     files: dict[str, list[str]] = {}
     for name in sorted(names):
         files.setdefault(str(cached_file(where, index[name], **hub)), []).append(name)
@@ -212,6 +236,10 @@ def _files_of(where: Any, hub: dict[str, Any], names: set[str]) -> dict[str, lis
 def _refuse_weights(where: Any, name: str) -> NoReturn:
     file = Path(str(where)) / SAFE_WEIGHTS_NAME
     raise UserError(f"{file} does not fit {CONFIG_NAME} at {name}: export the student again")
+
+
+def _refuse_adapter(where: Any) -> NoReturn:
+    raise UserError(f"{where}: an adapter lies beside the model's own files: move adapter_* to a folder of its own")
 
 
 def _first_line(error: BaseException) -> str:

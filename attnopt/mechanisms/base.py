@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from attnopt.core.section import Section
@@ -109,12 +110,24 @@ SHORT = 192
 """Tokens up to which a (T, T) matrix of weights is less work on a CPU than streaming, where nothing else is known."""
 
 
+LARGEST = 2**24
+"""Of any whole number among a mechanism's options."""
+
+
 class MechanismOptions(Section):
     """Base of a mechanism's options, which are a section of params.yaml.
 
     A field's docstring is its help in `attnopt mechanisms`. Options are frozen and passed by keyword, an unknown key is
     refused, and the defaults of all fields together must make a mechanism that runs.
     """
+
+    @field_validator("*")
+    @classmethod
+    def _of_this_world(cls, value: Any) -> Any:
+        """Options may come from a foreign student: what no machine holds is refused before it is tried."""
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ValueError(f"the largest number of anything is {LARGEST}")
+        return value
 
 
 class Mechanism(nn.Module):
@@ -185,6 +198,9 @@ class Mechanism(nn.Module):
     parallel_up_to: int = SHORT
     """Tokens up to which `parallel` is less work than `extend`: what benchmarks/parallel.py says."""
 
+    alike_when_repeated: bool = True
+    """Whether one whose key/value heads are repeated does the same; not where it treats single heads differently."""
+
     compiles: ClassVar[tuple[str, ...]] = ()
     """Methods from tensors to tensors that decoding spends its time in: fused where compiled decoding is asked for."""
 
@@ -254,6 +270,13 @@ class Mechanism(nn.Module):
         Returns: out (B, H, T, D) in q's dtype.
         """
         return self.extend(x)[0]
+
+    def absorb(self, x: Inputs, state: State = None) -> State:
+        """The state after the new tokens, where nobody wants their output: as `extend`, which to the bit it is.
+
+        To be defined where it is less work than `extend`; a mixture calls it of the experts that no query reads.
+        """
+        return self.extend(x, state)[1]
 
     def weights(self, x: Inputs) -> Tensor:
         """The attention weights on a whole sequence, for mechanisms with `dense_weights`.

@@ -46,6 +46,11 @@ class Softmax(Mechanism):
         after = SoftmaxState(state.k.append(x.k), state.v.append(x.v))
         return causal_attention(x.q, after.k.tensor, after.v.tensor, scaling), after
 
+    def absorb(self, x: Inputs, state: SoftmaxState | None = None) -> State:
+        if state is None:
+            return SoftmaxState(Tokens(own_copy(x.k)), Tokens(own_copy(x.v)))
+        return SoftmaxState(state.k.append(x.k), state.v.append(x.v))
+
     def reference(self, x: Inputs) -> Tensor:
         heads = x.q.shape[1]
         k, v = repeat_heads(x.k, heads), repeat_heads(x.v, heads)

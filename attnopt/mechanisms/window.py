@@ -38,6 +38,9 @@ class Window(Mechanism):
         out, _ = window_attention(x.q, kept, window, self.geometry.scaling)
         return out.to(x.q.dtype), kept.cut(window - 1)
 
+    def absorb(self, x: Inputs, state: WindowState | None = None) -> State:
+        return append_tokens(state, x.k, x.v, self.options.sinks).cut(self.options.window - 1)
+
     def parallel(self, x: Inputs) -> Tensor:
         age = ages(x.q.shape[2], x.q)
         first = torch.arange(len(age), device=age.device) < self.options.sinks

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 
 from attnopt.core.errors import UserError
+from attnopt.core.section import Name
 from attnopt.records.base import Control, Record, Row, StudentRecord, first_misfit
 
 MIXED = "mixed"
@@ -22,7 +23,7 @@ class MixedLayers(Row):
         variant: whose they were in the library. kind, options: of the mechanism there.
     """
 
-    variant: str
+    variant: Name
     kind: str
     options: dict[str, Any]
     layers: list[int]
@@ -46,7 +47,7 @@ class StudentCard(Record):
     stage: ClassVar[str] = "distill"
     format: Literal[4] = 4
 
-    variant: str
+    variant: Name
     kind: str
     control: Control | None
     options: dict[str, Any]
@@ -65,7 +66,15 @@ class StudentCard(Record):
     @property
     def kinds(self) -> list[str]:
         """The mechanisms that it runs, but for softmax in layers that nothing replaces."""
-        return sorted({part.kind for part in self.parts}) if self.kind == MIXED else [self.kind]
+        if self.kind == MIXED:
+            return sorted({kind for part in self.parts for kind in (part.kind, *kinds_in(part.options))})
+        return sorted({self.kind, *kinds_in(self.options)})
+
+
+def kinds_in(options: dict[str, Any]) -> set[str]:
+    """The mechanisms that one is made of, from its options: those given as {kind: ..., options: ...}."""
+    listed = [v for value in options.values() for v in (value if isinstance(value, list | tuple) else [value])]
+    return {str(v["kind"]) for v in listed if isinstance(v, dict) and v.keys() == {"kind", "options"}}
 
 
 class Budget(Row):

@@ -20,6 +20,7 @@ import attnopt
 from attnopt.core.errors import UserError
 from attnopt.mechanisms import load_mechanism
 from attnopt.mechanisms.base import Mechanism
+from attnopt.mechanisms.shared.composite import outermost
 from attnopt.records.base import first_misfit
 from attnopt.student import attention
 from attnopt.student.budget import options_within
@@ -138,8 +139,8 @@ def attachment_of(model: Any) -> Attachment | None:
 
 
 def mechanisms_of(model: nn.Module) -> list[Mechanism]:
-    """The mechanisms of a swapped model, by layer."""
-    return [m for m in model.modules() if isinstance(m, Mechanism)]
+    """The mechanisms of a swapped model, by layer; parts of them are none of their own."""
+    return outermost(model.modules())
 
 
 def resolve_swap(swap: Swap) -> tuple[type[Mechanism], Any]:
@@ -202,8 +203,9 @@ def _build_mechanisms(model: Any, layers: list[nn.Module], swaps: Sequence[Swap]
             parameter = next(layer.parameters())
             try:
                 mechanism = cls(describe_layer(model, layer), options)
-            except ValueError as error:
-                raise UserError(f"{cls.kind} does not fit {type(model).__name__}: {error}") from None
+            except (ValueError, RuntimeError, MemoryError, OverflowError) as error:
+                reason = str(error).split("\n")[0]
+                raise UserError(f"{cls.kind} does not fit {type(model).__name__}: {reason}") from None
             built.append(mechanism.to(parameter.device, parameter.dtype))
     return built
 

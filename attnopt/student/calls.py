@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attnopt.mechanisms.base import Inputs, Mechanism
+from attnopt.mechanisms.shared.composite import outermost
 from attnopt.ops.tensors import repeat_heads, wide
 from attnopt.student.layers import attention_layers
 from attnopt.teacher.head import hidden_states
@@ -134,7 +135,7 @@ def _without_mask(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mechanisms_in(layer: nn.Module) -> list[Mechanism]:
-    return [m for m in layer.modules() if isinstance(m, Mechanism)]
+    return outermost(layer.modules())
 
 
 @contextmanager

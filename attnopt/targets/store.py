@@ -105,4 +105,7 @@ class Stored:
         if sha256(*_files(path)) != self.parts[part].sha256:
             raise UserError(f"{path} is damaged (its digest is not the manifest's): {AGAIN}")
         names = [file.name.removesuffix(".ends.npy") for file in path.glob("*.ends.npy")]
-        return {n: (np.load(path / f"{n}.npy", mmap_mode="r"), np.load(path / f"{n}.ends.npy")) for n in names}
+        try:
+            return {n: (np.load(path / f"{n}.npy", mmap_mode="r"), np.load(path / f"{n}.ends.npy")) for n in names}
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{path} is damaged ({error}): {AGAIN}") from None

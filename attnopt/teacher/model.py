@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from attnopt.core.errors import UserError
@@ -25,7 +26,7 @@ BUNDLED = "mini-gpt2"
 
 
 def load_teacher(params: TeacherParams, model: bool = True) -> tuple[Any, Any]:
-    """The teacher, in eval mode and without gradients, and its tokenizer.
+    """The teacher, in eval mode and without gradients, and its tokenizer. Neither its code nor a pickle is loaded.
 
     Args:
         model: False loads the tokenizer alone; the first element is then None.
@@ -34,13 +35,15 @@ def load_teacher(params: TeacherParams, model: bool = True) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where, options = _locate(params)
+    options["trust_remote_code"] = False
+    weights = {} if "gguf_file" in options else {"use_safetensors": True}  # what else there is are pickles
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
         if not model:
             return None, tokenizer
         with without_loading_bars():
-            net = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, params.dtype), **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+            net = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, params.dtype), **options, **weights)
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError, RecursionError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"teacher.source {params.source}: {_name(params)} cannot be loaded: {reason}") from None
     return fused(net.eval().requires_grad_(False)), tokenizer

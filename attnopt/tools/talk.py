@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from attnopt.core.errors import UserError
+from attnopt.core.foreign import printable
 from attnopt.student.state import StateCache
 
 Emit = Callable[[str], None]
@@ -214,4 +215,4 @@ def _typed() -> Iterator[str]:
 
 
 def _print(text: str) -> None:
-    print(text, end="", flush=True)
+    print(printable(text), end="", flush=True)

@@ -8,7 +8,7 @@ from attnopt.core.code import code_digest
 from attnopt.core.keep import holds, key_of, remove_others
 from attnopt.core.paths import CORPUS, LIBRARY, MODELS, RESULTS, TEACHER
 from attnopt.records.corpus import CorpusManifest
-from attnopt.records.distill import StudentCard
+from attnopt.records.distill import StudentCard, kinds_in
 from attnopt.records.teacher import TeacherManifest
 from attnopt.student.jobs import library_folder
 from attnopt.teacher.params import TeacherParams
@@ -70,7 +70,8 @@ def _folders(variant: Variant, seeds: Seeds) -> tuple[Path, Path]:
 
 
 def _key(stage: str, variant: Variant, seeds: Seeds, teacher: TeacherParams, kinds: set[str], *more: Path) -> str:
-    code = code_digest(f"stages.{stage}", *(f"attnopt.mechanisms.{kind}" for kind in ("softmax", *sorted(kinds))))
+    every = sorted({"softmax", *kinds, *kinds_in(variant.options.model_dump())})
+    code = code_digest(f"stages.{stage}", *(f"attnopt.mechanisms.{kind}" for kind in every))
     data = (CORPUS / "manifest.json", TEACHER / "manifest.json")
     given = sorted(variant.options.model_fields_set)  # what a budget may not choose
     return key_of(variant.model_dump(exclude={"seeds", "seed"}), given, tuple(seeds), teacher, *data, code, *more)

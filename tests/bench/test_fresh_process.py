@@ -29,6 +29,10 @@ def _threaded_product() -> Iterator[float]:
     yield float((torch.ones(600, 600) @ torch.ones(600, 600)).mean())
 
 
+def _servers_environment() -> Iterator[str]:
+    yield Path(f"/proc/{os.getppid()}/environ").read_text().replace("\0", "\n")
+
+
 def _mistaken() -> Iterator[int]:
     yield 1
     raise UserError("bench.device: no")
@@ -56,6 +60,10 @@ def _first(function: Callable[..., Iterator[Any]], *args: Any) -> Any:
 def _both(function: Callable[..., Iterator[Any]], *args: Any) -> list[Any]:
     with in_fresh_process(function, *args) as process:
         return [process.receive(PATIENT), process.receive(PATIENT)]
+
+
+def test_the_server_never_asks_cuda_for_its_devices_which_would_spoil_it_for_every_fork():
+    assert "PYTORCH_NVML_BASED_CUDA_CHECK=1" in _first(_servers_environment).split("\n")
 
 
 def test_every_process_is_fresh_from_a_server_that_imported_everything_and_has_one_thread():

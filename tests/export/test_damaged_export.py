@@ -133,7 +133,7 @@ def test_a_damaged_index_of_shards_is_refused(student, tmp_path) -> None:
     next((tmp_path / "out").glob("model-00002-of-*")).unlink()
     refused(tmp_path / "out", "out: ")
     (tmp_path / "out" / "model.safetensors.index.json").write_text("{")
-    refused(tmp_path / "out", "out: ")
+    refused(tmp_path / "out", r"model\.safetensors\.index\.json is damaged")
 
 
 def test_a_damaged_or_foreign_config_is_no_student(folder: Path, tmp_path: Path, tiny: Path) -> None:

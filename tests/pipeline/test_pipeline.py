@@ -21,7 +21,7 @@ PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 ROOMS = (
     *("core", "statistics", "records", "ops", "teacher", "mechanisms", "corpus", "report", "conformance"),
     *("targets", "student", "training", "evaluation", "search", "bench", "export"),
-    *("settings", "tools", "stages", "cli"),
+    *("settings", "tools", "stages", "convert", "cli"),
 )
 """From the ground up: a room imports those before it and itself, and no other."""
 VARIANT = ["seeds", "seed", "state", "transfer", "align", "distill", "lora", "${key}"]

@@ -1,5 +1,7 @@
 """The page in a real browser, as a reader has it: from disk, without a network."""
 
+import json
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -222,3 +224,44 @@ def test_axe_finds_no_serious_fault(visit, width, scheme, compared):
         (v["id"], [n["html"][:120] for n in v["nodes"][:3]]) for v in found if v["impact"] in ("serious", "critical")
     ]
     assert serious == []
+
+
+HOSTILE = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script><svg onload="window.hacked = 3">'
+
+
+def hacked(browser, page_file) -> object:
+    page = browser.new_page()
+    page.goto(page_file.as_uri())
+    page.wait_for_selector("[data-drawn]")
+    if page.locator("#browser").count():
+        page.select_option("#browser [name=variant]", "all variants")
+    page.wait_for_timeout(200)
+    found = page.evaluate("window.hacked ?? null")
+    page.close()
+    return found
+
+
+def test_markup_in_a_sample_a_title_or_a_setting_does_not_run(browser, tmp_path):
+    names = fake.write(tmp_path, ["softmax", "masks"])
+    record = tmp_path / "results/sample/masks/0/record.json"
+    content = json.loads(record.read_text())
+    for sample in content["samples"]:
+        sample |= {"text": HOSTILE, "prompt": HOSTILE, "teacher_text": HOSTILE, "tokens": [HOSTILE], "token_kl": [0.1]}
+    record.write_text(json.dumps(content))
+    with (tmp_path / "params.yaml").open("a") as file:
+        file.write(f"# {HOSTILE}\n")
+    report.write_report(tmp_path, names, QUICK.model_copy(update={"title": HOSTILE}), tmp_path / "out")
+    text = (tmp_path / "out/index.html").read_text()
+    assert text.count("window.hacked") > 5, "the text is there"
+    assert hacked(browser, tmp_path / "out/index.html") is None
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_markup_that_got_into_the_page_does_not_run_either(browser, project, sweep, tmp_path, compared):
+    """The content security policy: behind the escaping, should that fail one day."""
+    page = (sweep / "reports/compare.html" if compared else project / "reports/index.html").read_text()
+    inside = tmp_path / "inside.html"
+    inside.write_text(page.replace("<h1>", f"<h1>{HOSTILE}", 1))
+    assert hacked(browser, inside) is None
+    inside.write_text(re.sub(r"<meta http-equiv[^>]*>", "", inside.read_text()))
+    assert hacked(browser, inside) is not None, "without the policy it runs: the test can tell"

@@ -3,6 +3,7 @@
 import sys
 
 from attnopt.mechanisms import Geometry, Mechanism, load_mechanism, mechanism_names
+from attnopt.mechanisms.shared.composite import COMPOSITE
 
 GROWTH = {"constant": "constant", "window": "until the window is full", "linear": "with every token"}
 """`Mechanism.growth` in words."""
@@ -19,7 +20,8 @@ def mechanisms_table() -> str:
         lines += [f"{kind}{mark}", f"    {summary(cls)}", f"    {paper}{cls.source}"]
         lines.append(f"    state grows: {GROWTH[cls.growth]}; work per token: {cls.cost or 'not stated'}")
         chosen = [name for size in cls.sizes(SOME, cls.Options()) for name in size.names]
-        lines.append(f"    a budget of state chooses: {', '.join(chosen) or 'nothing'}")
+        by_budget = "what its parts leave free" if kind in COMPOSITE else ", ".join(chosen) or "nothing"
+        lines.append(f"    a budget of state chooses: {by_budget}")
         for name, field in cls.Options.model_fields.items():
             default = field.get_default(call_default_factory=True)
             lines.append(f"    {name} = {default!r}  {field.description or ''}".rstrip())

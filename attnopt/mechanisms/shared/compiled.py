@@ -11,7 +11,7 @@ from attnopt.mechanisms.base import Mechanism
 
 
 def compile_steps(mechanisms: Iterable[Mechanism]) -> int:
-    """Let mechanisms run their `compiles` methods fused, in place; what has none stays as it is.
+    """Let mechanisms and their parts run their `compiles` methods fused, in place; what has none stays as it is.
 
     The first step of each kind compiles, which takes seconds. Inputs keep their shapes from step to step where a state
     is constant, or a window that is full. Outputs agree with the eager ones up to rounding.
@@ -21,7 +21,8 @@ def compile_steps(mechanisms: Iterable[Mechanism]) -> int:
     Raises:
         UserError: where torch.compile finds no compiler.
     """
-    chosen = [mechanism for mechanism in mechanisms if mechanism.compiles]
+    every = [m for mechanism in mechanisms for m in mechanism.modules() if isinstance(m, Mechanism)]
+    chosen = [mechanism for mechanism in every if mechanism.compiles]
     if chosen:
         _probe()
     for mechanism in chosen:

@@ -164,6 +164,38 @@ def _channel_weights(q: Tensor, k: Tensor, sums: Tensor) -> Tensor:
     return torch.cat(bands, 3).flatten(2, 3)
 
 
+def pair_gradients(d_weights: Tensor, q: Tensor, k: Tensor, sums: Tensor, diagonal: int = 0) -> tuple[Tensor, Tensor]:
+    """Gradients by q and k of `pair_weights`, given those by the weights, (X, N, R C, C).
+
+    Those by sums are their products with q and k: L_i only ever stands beside q_i, and -L_j beside k_j.
+    """
+    rows, size = q.shape[2] // k.shape[2], k.shape[2]
+    if sums.shape[3] > 1:
+        d_weights = d_weights.unflatten(2, (rows, size)).tril(diagonal)
+        return _channel_gradients(d_weights, q, k, sums)
+    later = torch.ones(size, size, dtype=torch.bool, device=q.device).triu(diagonal + 1)
+    decay = (sums - sums.mT).masked_fill(later, -torch.inf).exp()
+    d_products = (d_weights.unflatten(2, (rows, size)) * decay[:, :, None]).flatten(2, 3)
+    return d_products @ k, d_products.mT @ q
+
+
+def _channel_gradients(d_weights: Tensor, q: Tensor, k: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """`pair_gradients` with sums (X, N, C, F) and d_weights (X, N, R, C, C), zero where weights are."""
+    size, d_k, d_q = k.shape[2], torch.zeros_like(k), []
+    q = q.unflatten(2, (-1, size))
+    for start in range(0, size, SUB):
+        stop = min(start + SUB, size)
+        middle = (start + stop) // 2
+        origin = sums[:, :, middle : middle + 1]
+        up, down = (sums[:, :, start:stop] - origin).exp(), (origin - sums[:, :, :stop]).exp()
+        near = (q[:, :, :, start:stop] * up[:, :, None]).flatten(2, 3)
+        d_band = d_weights[:, :, :, start:stop, :stop].flatten(2, 3)
+        d_near = (d_band @ (k[:, :, :stop] * down)).unflatten(2, (-1, stop - start))
+        d_q.append(d_near * up[:, :, None])
+        d_k[:, :, :stop].addcmul_(d_band.mT @ near, down)
+    return torch.cat(d_q, 3).flatten(2, 3), d_k
+
+
 def first_weighted(q: Tensor, sums: Tensor) -> Tensor:
     """q_i exp(L_i): rows (X, N, R C, F) that read the state before their chunk, which has decayed until then."""
     decay = sums.exp()

@@ -10,12 +10,16 @@ What a chunk writes depends on what it has written so far, which is one triangul
 
     (I + A) U = b V - (b k e^L) S_before,   A_ij = b_i k_i . k_j exp(L_i - L_j) for j < i
 
-It is solved for V and for the keys before any state is known, so that a chunk only waits for two products with the
-state before it. Letters and the care about exponents as in `decayed.py`.
+(I + A)^-1 is applied to V and to the keys before any state is known, so that a chunk only waits for two products with
+the state before it. Backwards, U = (I + A)^-1 G makes dG = (I + A)^-T dU and dA = -dG U^T.
+Letters and the care about exponents as in `decayed.py`.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from attnopt.ops.linear.decayed import (
     CHANNEL_CHUNK,
@@ -23,6 +27,7 @@ from attnopt.ops.linear.decayed import (
     empty_state,
     first_weighted,
     last_weighted,
+    pair_gradients,
     pair_weights,
     segments,
 )
@@ -50,7 +55,7 @@ def delta_attention(
         return _step(q, k, v, log_decay, strength, state)
     pieces = Pieces(q.shape[2])
     for part in segments(q, CHUNK, q, k, v, log_decay, strength):
-        out, state = _segment(part, state)
+        out, state = _Segment.apply(*part, state)
         pieces.add(out)
     return pieces.joined()[0], state
 
@@ -80,19 +85,58 @@ def _step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, strength: Tensor, 
     return out.view(*q.shape[:3], -1), after
 
 
-def _segment(part: tuple[Tensor, ...], state: Tensor) -> tuple[Tensor, Tensor]:
-    """`delta_attention` of q, k, v, log_decay and strength over a few chunks at once."""
-    chunks = Chunks.of(part[1], CHUNK)
-    q, k, v, log_decay, strength = (chunks.cut(t) for t in part)
-    sums = log_decay.cumsum(2)
-    strong = k * strength
-    system = pair_weights(strong, k, sums, diagonal=-1)
-    given = torch.cat([v * strength, first_weighted(strong, sums)], -1)
-    solved = torch.linalg.solve_triangular(system, given, upper=False, unitriangular=True)
-    own, erased = solved.split([v.shape[3], k.shape[3]], 3)
-    writes, before, state = _scan(own, erased, last_weighted(k, sums).mT, sums[:, :, -1, :, None].exp(), state)
-    out = pair_weights(q, k, sums) @ writes + first_weighted(q, sums) @ before
-    return chunks.join(out), state
+class _Segment(torch.autograd.Function):
+    """`delta_attention` of q, k, v, log_decay, strength and a state over a few chunks at once.
+
+    It keeps its inputs, the systems' inverses, what the chunks wrote and the states before them; weights are computed
+    anew backwards.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        chunks = Chunks.of(inputs[1], CHUNK)
+        q, k, v, log_decay, strength = (chunks.cut(t) for t in inputs[:5])
+        sums = log_decay.cumsum(2)
+        strong = k * strength
+        inverse = _inverse(pair_weights(strong, k, sums, diagonal=-1))
+        own, erased = inverse @ (v * strength), inverse @ first_weighted(strong, sums)
+        writes, before, state = _scan(own, erased, last_weighted(k, sums).mT, sums[:, :, -1, :, None].exp(), inputs[5])
+        out = pair_weights(q, k, sums) @ writes + first_weighted(q, sums) @ before
+        ctx.save_for_backward(*inputs[:5], writes, before, erased, inverse)
+        return chunks.join(out), state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor, d_after: Tensor) -> tuple[Tensor, ...]:
+        *inputs, writes, before, erased, inverse = ctx.saved_tensors
+        chunks = Chunks.of(inputs[1], CHUNK)
+        q, k, v, log_decay, strength = (chunks.cut(t) for t in inputs)
+        d_out, sums, strong = chunks.cut(d_out).contiguous(), log_decay.cumsum(2), k * strength
+        kept, decay = last_weighted(k, sums), sums[:, :, -1, :, None].exp()
+        d_read, d_last = pair_weights(q, k, sums).mT @ d_out, first_weighted(q, sums).mT @ d_out
+        d_writes, d_later, d_start = _scan_back(d_read, d_last, erased, kept, decay, d_after)
+
+        d_given = inverse.mT @ d_writes
+        d_q, d_k = pair_gradients(d_out @ writes.mT, q, k, sums)
+        d_strong, d_k_system = pair_gradients(-d_given @ writes.mT, strong, k, sums, diagonal=-1)
+        d_q += first_weighted(d_out @ before.mT, sums)
+        d_strong -= first_weighted(d_given @ before.mT, sums)
+        d_kept = last_weighted(writes @ d_later.mT, sums)
+        d_k = d_k.add_(d_k_system).add_(d_kept)
+
+        rows = (q * d_q).unflatten(2, (-1, k.shape[2])).sum(2) + strong * d_strong - k * d_k
+        rows[:, :, -1] += (k * d_kept).sum(2) + (before * d_later * decay).sum(3)
+        d_sums = rows if sums.shape[3] > 1 else rows.sum(3, keepdim=True)
+        d_decay = d_sums.flip(2).cumsum(2).flip(2)
+        d_strength = (d_given * v).sum(3, keepdim=True) + (d_strong * k).sum(3, keepdim=True)
+        found = (d_q, d_k.addcmul_(d_strong, strength), d_given * strength, d_decay, d_strength)
+        return *(chunks.join(t) for t in found), d_start
+
+
+def _inverse(system: Tensor) -> Tensor:
+    """(I + A)^-1 for A strictly lower triangular, (X, N, C, C)."""
+    one = torch.eye(system.shape[3], dtype=system.dtype, device=system.device)
+    return torch.linalg.solve_triangular(system, one.expand_as(system), upper=False, unitriangular=True)
 
 
 def _scan(own: Tensor, erased: Tensor, k: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,3 +158,24 @@ def _scan(own: Tensor, erased: Tensor, k: Tensor, decay: Tensor, state: Tensor) 
         before.append(now)
         now = torch.baddbmm(now * chunk_decay, chunk_k, new)
     return torch.stack(writes, 1), torch.stack(before, 1), now.view(state.shape)
+
+
+def _scan_back(
+    d_read: Tensor, d_before: Tensor, erased: Tensor, kept: Tensor, decay: Tensor, d_after: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by what every chunk writes and the state after it, (X, N, *, D), and by the first state, (B, G, F, D).
+
+    Args:
+        d_read: by what a chunk writes as its own queries read it, (X, N, C, D).
+        d_before: by the state before a chunk as its queries read it, (X, N, F, D).
+        erased: (X, N, C, F) and decay, (X, N, 1 or F, 1), as in `_scan`.
+        kept: its keys as the state after it holds them, (X, N, C, F).
+        d_after: by the state after the last chunk, (B, G, F, D).
+    """
+    now, d_writes, d_later = d_after.flatten(0, 1), [], []
+    parts = (t.unbind(1)[::-1] for t in (d_read, d_before, erased, kept, decay))
+    for chunk_read, chunk_before, chunk_erased, chunk_kept, chunk_decay in zip(*parts, strict=True):
+        d_later.append(now)
+        d_writes.append(torch.baddbmm(chunk_read, chunk_kept, now))
+        now = torch.baddbmm(torch.addcmul(chunk_before, now, chunk_decay), chunk_erased.mT, d_writes[-1], alpha=-1)
+    return torch.stack(d_writes[::-1], 1), torch.stack(d_later[::-1], 1), now.view(d_after.shape)

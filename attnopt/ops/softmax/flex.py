@@ -19,6 +19,9 @@ from attnopt.ops.tensors import MASKED, wide
 BLOCK = 128
 """Queries and keys per block of FlexAttention's mask."""
 
+PROGRAMS = 64
+"""Most that one process may compile, by precision, bias, sharing of heads, and which of q, k, v take gradients."""
+
 eager = band_attention
 
 
@@ -70,8 +73,11 @@ class _Band(NamedTuple):
 def _kernel(cuda: bool) -> Any:
     """FlexAttention, compiled for CUDA.
 
-    With fullgraph: without it a compiler that gives up would fall back to all scores in memory and not say so.
+    With fullgraph: without it a compiler that gives up would fall back to all scores in memory and not say so. It gives
+    up after 8 programs for one function, which two mechanisms with and without gradients in two precisions exceed.
     """
+    settings: Any = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, PROGRAMS)
     return torch.compile(flex.flex_attention, fullgraph=True) if cuda else flex.flex_attention
 
 

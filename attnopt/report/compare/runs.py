@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from attnopt.core.errors import UserError
+from attnopt.core.foreign import read_yaml
 from attnopt.records.distill import MIXED
 from attnopt.report.context import Context
 from attnopt.report.data.read import read_records
@@ -63,14 +61,14 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
 
 def _run(source: str, root: Path, report: ReportParams) -> Run:
     try:
-        settings = YAML(typ="safe").load((root / "params.yaml").read_text(encoding="utf-8"))
+        settings = read_yaml((root / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
         mixes = dict.fromkeys(settings.get("mixes") or {}, MIXED)
         variants = {str(name): str(kind) for name, kind in (settings["variants"] | mixes).items()}
     except FileNotFoundError:
         raise UserError(
             f"{source}: no params.yaml there; a run is a project's folder, a revision or an experiment"
         ) from None
-    except (YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+    except (UserError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
         raise UserError(f"{source}: its params.yaml names no variants") from None
     if not any(root.glob("results/*/**/record.json")):
         raise UserError(f"{source}: it has no results; run `dvc repro` there first")
@@ -96,6 +94,8 @@ def _fetch(revision: str, into: Path) -> None:
     try:
         wanted = [path for stage in STAGES for path in files.find(f"results/{stage}")]
         for path in ["params.yaml", *MANIFESTS, *wanted]:
+            if ".." in Path(path).parts or Path(path).is_absolute():
+                raise UserError(f"{revision}: it has a file that lies outside of its folders: {path!r}")
             (into / path).parent.mkdir(parents=True, exist_ok=True)
             files.get_file(path, str(into / path))
     except (OSError, DvcException):

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from attnopt.core.errors import UserError
+from attnopt.core.foreign import read_yaml
 from attnopt.report.data import summary
 from attnopt.report.data.read import Records
 
@@ -43,8 +43,8 @@ def budget(records: Records) -> Budget:
 def _asked(settings: str) -> dict[str, Any]:
     """The section `state` of params.yaml; empty where there is none."""
     try:
-        content = YAML(typ="safe").load(settings)
-    except YAMLError:
+        content = read_yaml(settings, "params.yaml")
+    except UserError:
         return {}
     section = content.get("state") if isinstance(content, dict) else None
     return section if isinstance(section, dict) else {}

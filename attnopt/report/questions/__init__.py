@@ -14,6 +14,7 @@ from attnopt.report.questions import (
     phases,
     positions,
     recall,
+    routed,
     simplest,
     untrained,
 )
@@ -24,6 +25,7 @@ ASKED = (
     recall,
     untrained,
     mixes,
+    routed,
     coherence,
     simplest,
     features,
@@ -39,8 +41,10 @@ ON_BLOCKS = (coherence, features, branches, coefficients, phases, positions, oth
 
 
 def answers(context: Context) -> list[Answer]:
-    found = [question.answer(context) for question in ASKED]
-    for question, answer in zip(ASKED, found, strict=True):
+    """In the order of the page; a question that `applies` to some runs alone is asked of those."""
+    asked = [question for question in ASKED if question is not routed or routed.applies(context)]
+    found = [question.answer(context) for question in asked]
+    for question, answer in zip(asked, found, strict=True):
         if question in ON_BLOCKS and not answer.short.startswith("Not from this run"):
             answer.limits.append(f"KL here is on {context.on_blocks}: it says nothing of longer texts.")
     return found

@@ -26,6 +26,7 @@ LOOK: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a929c",
     "axes.grid": True, "grid.color": "#e6e9ed", "axes.axisbelow": True, "axes.titlelocation": "left",
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "xtick.color": "#4a525c", "ytick.color": "#4a525c",
+    "text.parse_math": False,
 }  # fmt: skip
 
 

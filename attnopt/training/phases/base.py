@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attnopt.core.device import autocast
+from attnopt.mechanisms.shared.extra_loss import training_step
 from attnopt.ops.tensors import wide
 from attnopt.student.attach import mechanisms_of
 from attnopt.student.build import Trainable, choose_trainable
@@ -77,21 +78,23 @@ class Objective(nn.Module):
         return self.dataset.targets(split, rows, ids) if self.needs_targets else None
 
     def forward(self, ids: Tensor, targets: Told, positions: Tensor | None = None) -> Loss:
-        """The loss of some blocks, the mechanisms' penalties included.
+        """The loss of some blocks, the mechanisms' penalties and what their calls added included.
 
         Args:
             ids: (b, T) token ids. targets: what `self.targets` gave for them.
             positions: (b, T) where they stand; None: at 0, 1, 2, ...
         """
-        with autocast(ids.device, self.dtype):
+        with autocast(ids.device, self.dtype), training_step() as terms:
             loss, kl = self.loss(ids, targets, positions)
+        for term in terms:
+            loss = loss + term
         for mechanism in mechanisms_of(self.student):
             if (penalty := mechanism.penalty()) is not None:
                 loss = loss + penalty
         return loss, kl
 
     def loss(self, ids: Tensor, targets: Told, positions: Tensor | None) -> Loss:
-        """The same without penalties: what a subclass defines."""
+        """The same without these: what a subclass defines."""
         raise NotImplementedError
 
     def end(self) -> None:

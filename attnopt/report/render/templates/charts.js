@@ -7,7 +7,9 @@
 
   function svg(tag, attributes, parent, text) {
     const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    const { style, ...others } = attributes;
+    for (const [name, value] of Object.entries(others)) node.setAttribute(name, value);
+    if (style) node.style.cssText = style; // the page's policy forbids it as an attribute
     if (text !== undefined) node.textContent = text;
     if (parent) parent.append(node);
     return node;
