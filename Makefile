@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: repro test test-fast lint types clean
+.PHONY: repro test test-fast lint types docs clean
 
 repro: $(VENV)/installed
 	dvc repro
@@ -21,6 +21,10 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	mypy
+
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	@echo "The site: $(CURDIR)/build/site/index.html"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -42,7 +42,8 @@ def save(student: Any, folder: str | Path, *options: Any, **named: Any) -> None:
     Args:
         student: a swapped model, loaded by `load` or made by `attach`.
         folder: is made; of one that is there, files with other names stay.
-        options, named: as transformers' `save_pretrained` has them, such as max_shard_size.
+        *options: as transformers' `save_pretrained` has them.
+        **named: likewise, such as max_shard_size.
     Raises: UserError, one line, where the model is not swapped or cannot be exported.
     """
     from attnopt.export.folder import save as save_folder

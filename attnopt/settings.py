@@ -43,14 +43,16 @@ OF_A_MIX = ("seed", "state", "align", "distill", "lora")
 class Settings(BaseModel):
     """The whole of params.yaml; variants' sections are reached through `variant(name)`."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     variants: Annotated[dict[Name, str], Field(min_length=1)]
+    """What is compared, by name: the mechanism of each. A variant has a section of its own, which may be empty."""
     mixes: dict[Name, dict[str, Any]] = Field(default={})
-    """Students whose layers are several variants', by name: `layers`, `seeds` and what OF_A_MIX names."""
+    """Students whose layers are several variants', by name: `layers`, `seeds`, and of sections what they override."""
     controls: list[str] = Field(default=[])
     """Variants that are there to compare with, and never ranked."""
     seeds: Annotated[list[Count], Field(min_length=1)]
+    """A student is trained for each; a variant's section may have others."""
     seed: SeedParams = SeedParams()
     corpus: CorpusParams = CorpusParams()
     teacher: TeacherParams = TeacherParams()

@@ -43,6 +43,7 @@ class BenchParams(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on a GPU, whose flash attention takes no float32, and float32 on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
     compile: bool = False
     """Fuse the decoding steps of mechanisms by torch.compile, which needs a C++ compiler."""
     threads: Count = 0

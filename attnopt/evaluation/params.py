@@ -13,8 +13,12 @@ BOOK = 3
 
 
 class EvaluateParams(Section):
+    """What students are measured on, in held-out text."""
+
     batch: Positive = 16
+    """Blocks per forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
     probe_blocks: Positive = 16
     """Valid blocks on which layers, branches, coefficients and random features are looked at one by one."""
     lengths: list[Annotated[int, Field(ge=8)]] = Field(default=[])
@@ -39,17 +43,26 @@ class EvaluateParams(Section):
 
 
 class SampleParams(Section):
+    """What students write."""
+
     prompts: Annotated[list[str], Field(min_length=1)] = Field(default=["Hello, my name is"])
+    """What every student goes on from."""
     temperature: Annotated[float, Field(gt=0)] = 0.7
+    """Logits are divided by it before a token is drawn."""
     top_k: Positive = 50
+    """Of the most probable tokens, how many there are to draw from."""
     new_tokens: Positive = 64
+    """Tokens that are written after each prompt."""
     per_prompt: Positive = 1
+    """Texts for each prompt."""
     seed: int = 0
+    """What tokens are drawn with."""
     recall: dict[Literal["copy", "phone_book"], list[Positive]] = Field(default={})
     """Sizes to test recall at by what a student writes: the passage's tokens of copy, the names of phone_book;"""
     items: Positive = 10
     """and how many prompts of each size."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
 
     @model_validator(mode="after")
     def _sized(self) -> "SampleParams":

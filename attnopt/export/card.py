@@ -159,9 +159,10 @@ def _measured(numbers: Numbers) -> list[str]:
 
 
 def _training(record: DistillRecord) -> list[str]:
-    phases = [p for p in record.phases if p.steps]
-    done = ", then ".join(f"{p.phase} ({p.steps} steps, {p.tokens:,} tokens)" for p in phases) or "nothing was trained"
-    return [f"Distilled from the teacher: {done}; seed {record.seed}.", ""]
+    done = [f"{p.phase} ({p.steps} steps, {p.tokens:,} tokens)" for p in record.phases if p.steps]
+    if not done:
+        return [f"Nothing was trained; seed {record.seed}.", ""]
+    return [f"Distilled from the teacher: {', then '.join(done)}; seed {record.seed}.", ""]
 
 
 def _quality(record: EvaluateRecord) -> list[str]:

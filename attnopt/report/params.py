@@ -11,6 +11,7 @@ class ReportParams(Section):
     """The `report` section of params.yaml."""
 
     title: Annotated[str, Field(min_length=1)] = "What can replace softmax attention?"
+    """The page's heading."""
     split: Literal["test", "valid"] = "test"
     """The split that quality is read from."""
     lengths: list[Positive] = Field(default=[])

@@ -110,5 +110,5 @@ def test_costs_are_those_of_the_whole_model_beside_softmax_of_the_same_length() 
     assert "batch 1, on a machine" in text
     assert text.endswith("| prefill | 64 | 4 ms | 0.50× |\n| decode | 64 | 2 ms/token | 1.25× |\n")
     assert "base_model: openai-community/gpt2\n" in text
-    assert "nothing was trained; seed 3" in text
+    assert "Nothing was trained; seed 3" in text
     assert "Its quality was not measured." in text
