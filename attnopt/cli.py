@@ -10,15 +10,24 @@ from typing import Annotated, Any
 
 import typer
 
+from attnopt.core.code import use_own_mechanisms
 from attnopt.core.errors import RunError, UserError
+from attnopt.tools.complete import mix_names, student_names, studies, variant_names
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 OF_STAGE = "Left out, it is that of the DVC stage which runs this: dvc.yaml hands no name to a shell."
-VariantName = Annotated[str | None, typer.Argument(help=f"A name from `variants` in params.yaml. {OF_STAGE}")]
-MixName = Annotated[str | None, typer.Argument(help=f"A name from `mixes` in params.yaml. {OF_STAGE}")]
+VariantName = Annotated[
+    str | None, typer.Argument(help=f"A name from `variants` in params.yaml. {OF_STAGE}", autocompletion=variant_names)
+]
+MixName = Annotated[
+    str | None, typer.Argument(help=f"A name from `mixes` in params.yaml. {OF_STAGE}", autocompletion=mix_names)
+]
 OneOrAll = Annotated[
     str | None,
-    typer.Argument(help="A name from `variants` in params.yaml; else all whose record no longer holds."),
+    typer.Argument(
+        help="A name from `variants` in params.yaml; else all whose record no longer holds.",
+        autocompletion=student_names,
+    ),
 ]
 StudentFolder = Annotated[Path, typer.Argument(help="A student's folder (models/performer/0), or an exported one.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="At most so many.")]
@@ -42,6 +51,23 @@ def _name_of_stage(stage: str) -> str:
     if not found.startswith(f"{stage}@"):
         raise UserError(f"{stage}: a name from params.yaml is needed: attnopt {stage} NAME")
     return found.removeprefix(f"{stage}@")
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"attnopt {version('attnopt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -236,12 +262,45 @@ def conform(target: Annotated[str, typer.Argument(help="A mechanism's name, or m
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="mini, all, mixture, gpt2, smollm2: a file of studies/.")],
+    name: Annotated[
+        str, typer.Argument(help="mini, all, mixture, gpt2, smollm2: a file of studies/.", autocompletion=studies)
+    ],
 ) -> None:
     """Write a named study into params.yaml; `dvc repro` then runs it."""
     from attnopt.tools.study import apply_study
 
     apply_study(name)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder, or one that is empty.")],
+    study: Annotated[
+        str, typer.Option(help="What params.yaml holds: mini, all, mixture, gpt2, smollm2.", autocompletion=studies)
+    ] = "mini",
+    git: Annotated[
+        bool | None, typer.Option(help="A git repository of its own; left out, where it does not lie in one.")
+    ] = None,
+    dvc: Annotated[bool, typer.Option(help="A DVC repository, as `dvc repro` needs.")] = True,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="Only write dvc.yaml anew, in a study that is there.")
+    ] = False,
+) -> None:
+    """Make a folder for a study that runs on the installed attnopt: `cd FOLDER && dvc repro`."""
+    from attnopt.tools.init import init_study, write_pipeline
+
+    write_pipeline(folder) if pipeline else init_study(folder, study, git, dvc)
+
+
+@app.command()
+def code() -> None:
+    """Write code.json, the digests of what is installed and in mechanisms/: the first stage of a study."""
+    from attnopt.tools.init import note_of_pipeline
+    from attnopt.tools.installed import write_code
+
+    write_code()
+    if note := note_of_pipeline():
+        print(f"note: {note}", file=sys.stderr)
 
 
 @app.command()
@@ -298,6 +357,7 @@ def pretrain(
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, a failed run one line and exit code 1."""
     _use_this_checkout()
+    use_own_mechanisms(Path())
     gc.set_threshold(50_000)  # torch and transformers import a million objects: 0.5 s, looked through 700 at a time
     try:
         app()

@@ -18,13 +18,19 @@ OWN = "ATTNOPT_MECHANISMS"
 
 
 def own_mechanisms() -> Path | None:
-    """The folder of the user's own mechanisms, which are found as if they lay in attnopt.mechanisms.
-
-    None where there is none. Only what is started in a study's folder names it (see `attnopt.cli`): a library that
-    looked around in the working directory would run what lies beside a downloaded student.
-    """
+    """The folder of the user's own mechanisms, which are found as if they lay in attnopt.mechanisms; or None."""
     named = os.environ.get(OWN)
     return Path(named) if named and Path(named).is_dir() else None
+
+
+def use_own_mechanisms(folder: Path) -> None:
+    """Where the folder is a study's, let this process and those that it starts find the mechanisms in it.
+
+    For the command line alone: a library that looked around in the working directory would run what lies beside a
+    downloaded student.
+    """
+    if OWN not in os.environ and all((folder / name).exists() for name in ("params.yaml", "dvc.yaml", "mechanisms")):
+        os.environ[OWN] = str((folder / "mechanisms").resolve())
 
 
 def code_digest(*modules: str) -> str:
@@ -64,9 +70,11 @@ def _imported_names(file: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            around = _module(file).split(".")[: -node.level] if node.level else []
+            package = ".".join([*around, *([node.module] if node.module else [])])
+            yield package
+            yield from (f"{package}.{alias.name}" for alias in node.names)
 
 
 def _paths_of(name: str) -> Iterator[Path]:
@@ -91,13 +99,21 @@ def _places(parts: list[str]) -> Iterator[Path]:
 
 
 def _file_of(module: str) -> Path:
-    files = [p / "__init__.py" if p.is_dir() else p.with_suffix(".py") for p in _places(module.split("."))]
-    return next((file for file in files if file.is_file()), files[0])
+    for place in _places(module.split(".")):
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        if file.is_file():
+            return file
+    raise UserError(f"{module} is no module of attnopt, nor one of your own")
 
 
 def _name(file: Path) -> str:
     """The same wherever the project, or the study, lies."""
     own = own_mechanisms()
     if own and file.is_relative_to(own):
-        return f"mechanisms/{file.relative_to(own).as_posix()}"
+        return f"attnopt/mechanisms/{file.relative_to(own).as_posix()}"
     return file.relative_to(ROOT).as_posix()
+
+
+def _module(file: Path) -> str:
+    """Its dotted name; of an __init__.py with that at the end, so that its package is what comes before the last dot."""
+    return _name(file).removesuffix(".py").replace("/", ".")

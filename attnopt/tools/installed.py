@@ -1,7 +1,7 @@
 """code.json: what a study depends on of the installed package, in place of source files.
 
-Of every stage the digest of all that it runs, of every mechanism that of its own, and of the bundled data. A stage's
-records carry keys of the same digests, so that DVC looks where they change and nowhere else.
+Of every stage the digest of all that it imports, of every mechanism that of its own, and of the bundled data. A stage's
+records carry keys of the same code, so that DVC looks where a digest changes, and nowhere else.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from attnopt.core.code import ROOT, code_digest, import_closure, own_mechanisms
 from attnopt.core.errors import UserError
 from attnopt.core.files import sha256, write_json
 from attnopt.core.keep import key_of
-from attnopt.tools.shipped import ASSETS
+from attnopt.tools.shipped import ASSETS, BUNDLED
 
 CODE = Path("code.json")
 
@@ -21,15 +21,15 @@ CODE = Path("code.json")
 def installed_code() -> dict[str, Any]:
     """Digests by kind of thing and name: `stages`, `mechanisms` (the user's own among them) and `assets`.
 
-    Raises: UserError, one line, where a mechanism of the user's own cannot be read or has a name that is taken.
+    Takes no import of torch. Raises: UserError, one line, where a mechanism of the user's own cannot be read or has a
+    name that is taken.
     """
     stages = sorted(file.stem for file in (ROOT / "stages").glob("*.py") if file.stem != "__init__")
-    folders = sorted(folder for folder in ASSETS.iterdir() if folder.is_dir())
     return {
         "attnopt": metadata.version("attnopt"),
         "stages": {name.replace("_", "-"): _stage_digest(name) for name in stages},
         "mechanisms": {kind: code_digest(f"attnopt.mechanisms.{kind}") for kind in sorted(_kinds())},
-        "assets": {folder.name: key_of(folder) for folder in folders if folder.name not in ("project", "study")},
+        "assets": {name: key_of(ASSETS / name) for name in BUNDLED},
     }
 
 
@@ -38,21 +38,10 @@ def write_code(path: Path = CODE) -> None:
 
 
 def _stage_digest(stage: str) -> str:
-    """Of the modules, and of what else lies in their folders: the report's templates."""
-    folders = {file.parent for file in import_closure([ROOT / "stages" / f"{stage}.py"])} - {ROOT / "attnopt"}
-    data = sorted({file for folder in folders for file in _data_in(folder)})
-    digests = (part for file in data for part in (file.relative_to(ROOT).as_posix(), file))
-    return sha256(code_digest(f"stages.{stage}", "attnopt.mechanisms.softmax"), *digests)
-
-
-def _data_in(folder: Path) -> Iterator[Path]:
-    """What lies in a package and is neither code, nor its README, nor another package."""
-    for path in folder.iterdir():
-        if path.is_file():
-            if path.suffix not in (".py", ".pyc", ".md"):
-                yield path
-        elif path.name != "__pycache__" and not (path / "__init__.py").is_file():
-            yield from _data_in(path)
+    """Of its modules, and of the templates that lie beside them."""
+    modules = import_closure([ROOT / "stages" / f"{stage}.py"])
+    templates = sorted({file for module in modules for file in module.parent.glob("templates/*") if file.is_file()})
+    return sha256(code_digest(f"stages.{stage}"), *(part for file in templates for part in (file.name, file)))
 
 
 def _kinds() -> Iterator[str]:

@@ -8,8 +8,8 @@ from ruamel.yaml import YAML
 
 from attnopt import settings as params
 from attnopt.core.errors import UserError
-from attnopt.core.section import spelling_hint
 from attnopt.core.files import written_aside
+from attnopt.core.section import spelling_hint
 from attnopt.tools.shipped import shipped
 
 STUDIES = shipped("studies")
