@@ -115,5 +115,5 @@ def _name(file: Path) -> str:
 
 
 def _module(file: Path) -> str:
-    """Its dotted name; of an __init__.py with that at the end, so that its package is what comes before the last dot."""
+    """Its dotted name, with `__init__` where it is one: its package is then what comes before the last dot, too."""
     return _name(file).removesuffix(".py").replace("/", ".")

@@ -1,7 +1,7 @@
 """The registry: every public module of this package but `base` is a mechanism, imported when it is asked for.
 
-A folder, such as `shared`, holds parts of mechanisms and is none. A user's own mechanisms, in the folder `mechanisms` of
-a study, are found as if they lay here.
+A folder, such as `shared`, holds parts of mechanisms and is none. A user's own, in the folder `mechanisms` of a study,
+are found as if they lay here.
 """
 
 import difflib

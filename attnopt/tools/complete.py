@@ -1,6 +1,10 @@
 """What a shell may complete: names from params.yaml and of studies. Says nothing where there is nothing to say."""
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
 
 
 def variant_names(incomplete: str) -> list[str]:
@@ -21,7 +25,7 @@ def studies(incomplete: str) -> list[str]:
     return _beginning(incomplete, study_names)
 
 
-def _settings():
+def _settings() -> "Settings":
     from attnopt.settings import load_settings
 
     return load_settings(variants=False)

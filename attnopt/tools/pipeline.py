@@ -30,7 +30,7 @@ def study_pipeline() -> str:
     content = yaml_writer().load(shipped("dvc.yaml").read_text(encoding="utf-8"))
     content.ca.comment = None  # the repository's own head
     for name, stage in content["stages"].items():
-        _replace_source_files(name, stage["do"] if "do" in stage else stage)
+        _replace_source_files(name, stage.get("do", stage))
     content["stages"].insert(0, "code", _code_stage())
     text = io.StringIO()
     yaml_writer().dump(content, text)
