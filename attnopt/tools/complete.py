@@ -4,6 +4,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from attnopt.settings import Settings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
     pass
 
 
