@@ -113,12 +113,13 @@ def test_a_shell_completes_names_from_params(workspace: Workspace) -> None:
     assert variant_names("no") == []
 
 
-def test_a_shell_is_told_what_it_asks_for(tmp_path: Path) -> None:
-    env = {"_ATTNOPT_COMPLETE": "complete_bash", "COMP_WORDS": "attnopt study smo", "COMP_CWORD": "2"}
+@pytest.mark.parametrize(("words", "told"), [("study smo", "smollm2"), ("distill no", "none"), ("bench so", "softmax")])
+def test_a_shell_is_told_what_it_asks_for(workspace: Workspace, words: str, told: str) -> None:
+    env = {"_ATTNOPT_COMPLETE": "complete_bash", "COMP_WORDS": f"attnopt {words}", "COMP_CWORD": "2"}
     code = "import sys; from attnopt.cli import main; sys.argv = ['attnopt']; main()"
     asked = os.environ | env | {"PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, "-c", code], env=asked, cwd=tmp_path, capture_output=True, text=True)
-    assert ended.stdout.split() == ["smollm2"], ended.stderr
+    ended = subprocess.run([sys.executable, "-c", code], env=asked, capture_output=True, text=True)
+    assert ended.stdout.split() == [told], ended.stderr
 
 
 def test_the_version_is_that_of_the_package(attnopt: Command) -> None:
