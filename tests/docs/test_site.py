@@ -127,4 +127,6 @@ def test_links_that_lead_nowhere_fail_the_build(tmp_path: Path) -> None:
     )
     built = build(project, tmp_path / "site")
     assert built.returncode == 1
-    assert "Aborted with 3 warnings" in built.stderr, built.stderr
+    for link in ("'nowhere.md'", "'convert.md#nowhere'", "'../attnopt/nowhere.py'"):
+        assert f"WARNING -  Doc file 'broken.md' contains a link {link}" in built.stderr, built.stderr
+    assert built.stderr.count("WARNING") == 3, built.stderr
