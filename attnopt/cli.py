@@ -69,9 +69,20 @@ def mix(name: MixName = None, again: Again = False) -> None:
 
 
 @app.command()
-def search(again: Again = False) -> None:
-    """Search the library for the mix of layers closest to the teacher within each budget of state (results/search)."""
-    run_stage("search", check=False, again=again)
+def search(
+    again: Again = False,
+    write: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Search nothing: put what was found for this budget into `mixes`."),
+    ] = None,
+) -> None:
+    """Search the library for the mix of layers closest to the teacher within each budget (results/search)."""
+    if write is not None:
+        from attnopt.tools.found_mixes import write_found_mixes
+
+        write_found_mixes(write)
+    else:
+        run_stage("search", check=False, again=again)
 
 
 @app.command()

@@ -28,7 +28,7 @@ from attnopt import settings as params
 from attnopt.cli import run_stage
 from attnopt.core.device import resolve_device
 from attnopt.corpus.params import CorpusParams
-from attnopt.corpus.sources import documents
+from attnopt.corpus.sources import documents, open_sources
 from attnopt.student.distance import per_token
 from attnopt.targets.dataset import load_dataset
 from attnopt.teacher.head import hidden_states
@@ -41,7 +41,7 @@ EDGES = [0, 64, 128, 256, 512, 1024]
 BINS = [f"{start}-{stop}" for start, stop in itertools.pairwise(EDGES)]
 COLUMNS = ["variant", "trained on", "tokens", *BINS, "last ±", "seconds"]
 """Forward KL by position, nats per token; the last bin's standard error over the measured parts."""
-LONG = {"corpus": {"long_block": 1024}, "distill": {"long_share": 0.2}}
+LONG = {"corpus": {"long_block": 1024, "long_across": True}, "distill": {"long_share": 0.2}}
 SHIFTED = {"teacher": {"shift": 0.5}}
 ROWS: dict[str, tuple[int, list[dict[str, Any]]]] = {
     "128": (128, []),
@@ -86,7 +86,9 @@ def workspace(content: dict[str, Any]) -> Iterator[params.Settings]:
 
 def valid_parts(corpus: CorpusParams, tokenizer: Any, most: int) -> np.ndarray:
     """(n, LENGTH) contiguous tokens of the valid split's documents, each within one document."""
-    encoded = tokenizer(documents(corpus)["valid"], add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = tokenizer(list(documents(open_sources(corpus)["valid"])), add_special_tokens=False, verbose=False)[
+        "input_ids"
+    ]
     parts = [ids[i : i + LENGTH] for ids in encoded for i in range(0, len(ids) - LENGTH + 1, LENGTH)]
     if not parts:
         raise SystemExit(f"the valid split has no document of {LENGTH} tokens")

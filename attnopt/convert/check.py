@@ -13,9 +13,9 @@ from attnopt.convert.study import candidates, chosen
 from attnopt.convert.text import Documents, is_split, read_texts
 from attnopt.core.device import resolve_device
 from attnopt.core.errors import UserError
-from attnopt.corpus.blocks import tokenize
+from attnopt.corpus.encode import Encoder, document_sizes
 from attnopt.corpus.params import CorpusParams
-from attnopt.corpus.sources import documents
+from attnopt.corpus.sources import HELD_OUT, Source, open_sources, source_of
 from attnopt.mechanisms.shared.sizing import softmax_bytes
 from attnopt.student.attach import attach, resolve_swap
 from attnopt.student.budget import options_within
@@ -90,9 +90,9 @@ def _shares(model: Any, request: Request) -> dict[str, float]:
 
 def _check_text(request: Request, tokenizer: Any, texts: Documents | None) -> None:
     """Raises UserError where a held-out split has no document of the length."""
-    held = _read(request) if texts is None else {split: [text for _, text in found] for split, found in texts.items()}
-    for split in ("valid", "test"):
-        longest = int(tokenize(held[split], tokenizer).sizes.max(initial=0))
+    held, encoder = _sources(request, texts), Encoder(tokenizer)
+    for split in HELD_OUT:
+        longest = max(document_sizes(held[split], encoder), default=0)
         if longest < request.length:
             whose = f"--text {request.text}" if request.text else "the bundled text (name your own with --text)"
             raise UserError(
@@ -100,6 +100,8 @@ def _check_text(request: Request, tokenizer: Any, texts: Documents | None) -> No
             )
 
 
-def _read(request: Request) -> Mapping[str, list[str]]:
+def _sources(request: Request, texts: Documents | None) -> Mapping[str, Source]:
+    if texts is not None:
+        return {split: source_of([text for _, text in found]) for split, found in texts.items()}
     own = request.text not in (None, SAMPLE)
-    return documents(CorpusParams(source="files", path=request.text) if own else CorpusParams())
+    return open_sources(CorpusParams(source="files", path=request.text) if own else CorpusParams())

@@ -136,7 +136,7 @@ def _forwards(request: Request, checked: Checked, variants: Sequence[str]) -> di
         "tokenize": 2.0,
         "cache_logits": 3.0,
         **{f"distill {name}": 0.5 for name in variants},
-        "search": 2.2 * checked.layers * searched + 40,
+        "search": 1.2 * checked.layers * searched + 40,
         f"mix {MIX}": 1 + trained,
         "evaluate": 14.0 * (shown + 1),
         "sample": 4.0 * shown,

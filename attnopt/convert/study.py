@@ -67,6 +67,7 @@ def study(request: Request, searched: Sequence[str], text: str | None, positions
             "every": 16 if length > 1024 else 4,
             "pairs": pairs,
             "items": 2,
+            "restored": False,
             "rescored": 4,
             "rounds": 2,
             "draws": 0,

@@ -70,11 +70,13 @@ class Checkpoint:
 
 
 def list_checkpoints() -> list[tuple[str, float, float]]:
-    """(key, MiB, hours since the last write) of every checkpoint."""
+    """(key, MiB, hours since the last write) of every checkpoint, also where a stage keeps other files in it."""
     found = []
-    for file in sorted(checkpoint_root().glob("*/state.pt")):
-        stat = file.stat()
-        found.append((file.parent.name, stat.st_size / 2**20, (time.time() - stat.st_mtime) / 3600))
+    for folder in sorted(checkpoint_root().glob("*")):
+        stats = [file.stat() for file in folder.rglob("*") if file.is_file() and file != folder / "lock"]
+        if stats:
+            written = max(stat.st_mtime for stat in stats)
+            found.append((folder.name, sum(stat.st_size for stat in stats) / 2**20, (time.time() - written) / 3600))
     return found
 
 

@@ -23,10 +23,15 @@ class CorpusParams(Section):
     block: Annotated[int, Field(ge=8)] = 128
     long_block: Positive | None = None
     """Cut the train split into longer blocks of so many tokens too, for `distill.long_share`; null: none."""
+    long_across: bool = False
+    """Longer blocks go on over documents' ends; false: each is a piece of one document."""
     max_tokens: Positive | None = None
-    """Thin the train split out to this many tokens, evenly; null keeps all. Source teacher samples so many."""
+    """Of the train split, so many tokens, see `take`; null keeps all. Source teacher samples so many."""
+    take: Literal["spread", "first"] | None = None
+    """What `max_tokens` keeps: blocks spread evenly over all of the text, or the first tokens, after which nothing more
+    is read. null: first of a hub, spread of other sources."""
     max_eval_tokens: Positive | None = None
-    """The same for valid and test."""
+    """Thin valid and test out to this many tokens, evenly; their documents are kept whole."""
 
     @model_validator(mode="after")
     def _complete(self) -> "CorpusParams":
@@ -41,6 +46,11 @@ class CorpusParams(Section):
         if self.source == "teacher" and (self.max_tokens or 0) < self.block:
             raise ValueError(f"max_tokens {self.max_tokens} does not fill one block of {self.block}")
         return self
+
+    @property
+    def stops(self) -> bool:
+        """Whether reading the train split ends at max_tokens."""
+        return self.max_tokens is not None and (self.take or ("first" if self.text == "hub" else "spread")) == "first"
 
     @property
     def text(self) -> str:

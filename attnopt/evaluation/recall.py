@@ -113,6 +113,10 @@ def starts_within(ends: Sequence[int] | np.ndarray, length: int) -> Tensor:
     return torch.cat([torch.arange(start, max(start, stop - length + 1)) for start, stop in bounds])
 
 
+ENOUGH = 1 << 20
+"""Tokens of text that words and passages are drawn from, and which are held at once."""
+
+
 def words_of(texts: Iterable[str]) -> list[str]:
     """The distinct lower-case words of four to eight letters, sorted: what keys are drawn from."""
     return sorted({word for text in texts for word in _WORD.findall(text)})

@@ -18,7 +18,7 @@ from attnopt.core.progress import progress_bar
 from attnopt.corpus.blocks import Documents
 from attnopt.evaluation.forced import Forced, Measures, rows_per_pass
 from attnopt.evaluation.params import EvaluateParams
-from attnopt.evaluation.recall import Items, copy_items, needle_items, phone_book_items, recall_items, words_of
+from attnopt.evaluation.recall import ENOUGH, Items, copy_items, needle_items, phone_book_items, recall_items, words_of
 from attnopt.records.evaluate import TEACHER_CAN, RecallRow, Task
 from attnopt.statistics import mean_and_error, wilson
 from attnopt.teacher.head import Head
@@ -46,6 +46,7 @@ def draw_items(params: EvaluateParams, documents: Documents, tokenizer: Any, pos
 
     Raises: UserError that names the key where the text does not give such items, or one has more tokens than that.
     """
+    documents = documents.first(ENOUGH)
     words = words_of(tokenizer.batch_decode(list(documents))) if any(params.recall.values()) else []
     draw = _draws(documents, tokenizer, words, params)
     return [_drawn(task, size, draw[task], positions) for task in draw for size in params.recall.get(task, [])]

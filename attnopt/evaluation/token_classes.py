@@ -8,6 +8,8 @@ from attnopt.records.evaluate import ClassRow
 from attnopt.statistics import mean_and_error
 
 NAMES = ("rare", "uncommon", "common", "frequent")
+HELD = 1 << 22
+"""Tokens of the train split that are looked at at once."""
 CONTEXTS = ("pair seen before", "token seen before", "new")
 
 
@@ -24,8 +26,8 @@ def by_frequency(blocks: np.ndarray, train: np.ndarray) -> Classes:
     Args:
         blocks, train: token ids (n, T).
     """
-    counts = np.bincount(train.ravel(), minlength=int(blocks.max()) + 1)
-    low, middle, high = np.quantile(counts[train.ravel()], (0.25, 0.5, 0.75)).astype(int).tolist()
+    counts = _counts(train, int(blocks.max()) + 1)
+    low, middle, high = (int(_count_below(counts, share)) for share in (0.25, 0.5, 0.75))
     ranges = (
         f"under {low:,} times",
         f"{low:,} to {middle - 1:,} times",
@@ -34,6 +36,27 @@ def by_frequency(blocks: np.ndarray, train: np.ndarray) -> Classes:
     )
     names = tuple(f"{name}: {where}" for name, where in zip(NAMES, ranges, strict=True))
     return Classes(names, np.searchsorted((low, middle, high), counts[blocks[:, 1:]], side="right"))
+
+
+def _counts(train: np.ndarray, least: int) -> np.ndarray:
+    """How often each id stands in token ids (n, T), of which a part is held at a time; of `least` ids or more."""
+    rows = max(1, HELD // train.shape[1])
+    parts = (np.bincount(train[i : i + rows].ravel(), minlength=least) for i in range(0, len(train), rows))
+    total = np.zeros(least, dtype=np.int64)
+    for part in parts:
+        total = np.pad(total, (0, max(0, len(part) - len(total))))
+        total[: len(part)] += part
+    return total
+
+
+def _count_below(counts: np.ndarray, share: float) -> float:
+    """The quantile, as `np.quantile` defines it, of the count of its id over all tokens, of which none is looked at."""
+    values = np.sort(counts)
+    ends = values.cumsum()
+    below = (at := share * (ends[-1] - 1)) // 1
+    low, high = values[np.searchsorted(ends, [below, min(below + 1, ends[-1] - 1)], side="right")].tolist()
+    part = at - below
+    return low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part)
 
 
 def by_context(blocks: np.ndarray) -> Classes:

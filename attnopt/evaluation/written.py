@@ -18,7 +18,7 @@ import torch
 from attnopt.core.errors import UserError
 from attnopt.corpus.blocks import Documents
 from attnopt.evaluation.params import SampleParams
-from attnopt.evaluation.recall import phone_book, phone_book_text, starts_within, words_of
+from attnopt.evaluation.recall import ENOUGH, phone_book, phone_book_text, starts_within, words_of
 from attnopt.evaluation.retention import retained
 from attnopt.records.evaluate import Task
 from attnopt.records.sample import GeneratedRecall
@@ -55,6 +55,7 @@ def draw_prompts(params: SampleParams, documents: Documents, tokenizer: Any, pos
 
     Raises: UserError that names the key where the text does not give such prompts, or one has more tokens than that.
     """
+    documents = documents.first(ENOUGH)
     words = words_of(tokenizer.batch_decode(list(documents))) if params.recall.get("phone_book") else []
     draw: dict[Literal["copy", "phone_book"], Callable[[int, np.random.Generator], Iterable[tuple[str, str]]]] = {
         "copy": lambda size, rng: copy_texts(documents, tokenizer, size, DRAWN * params.items, rng),

@@ -31,14 +31,14 @@ class Mixable:
 
     Attributes:
         names: of the candidates: SOFTMAX first, then the library's.
-        depth: how many layers there are.
+        depth: how many layers there are. places: the attention layers' names in the model.
     """
 
     def __init__(self, teacher: Any, library: Mapping[str, LibraryStudent]):
         self.model = attach(copy.deepcopy(teacher), Swap("softmax"))
         own = attention_layers(self.model)
         place = {id(module): name for name, module in self.model.named_modules()}
-        self._places = [place[id(module)] for module in own]
+        self.places = [place[id(module)] for module in own]
         self._layers: list[list[nn.Module]] = [own, *(student.layers for student in library.values())]
         self.names = [SOFTMAX, *library]
         self.depth = len(own)
@@ -46,7 +46,7 @@ class Mixable:
     def mixed(self, mix: Mix) -> Any:
         """The model with these layers, until it is asked for others."""
         for layer, candidate in enumerate(mix):
-            self.model.set_submodule(self._places[layer], self._layers[candidate][layer])
+            self.model.set_submodule(self.places[layer], self._layers[candidate][layer])
         return self.model
 
     def uniform(self, candidate: int) -> list[int]:

@@ -10,7 +10,7 @@ from attnopt.core.errors import UserError
 from attnopt.corpus.blocks import Documents
 from attnopt.evaluation.forced import Forced
 from attnopt.evaluation.lengths import cut_pieces
-from attnopt.evaluation.recall import Items, recall_items, words_of
+from attnopt.evaluation.recall import ENOUGH, Items, recall_items, words_of
 from attnopt.evaluation.retention import queries_of
 from attnopt.search.params import SearchParams
 from attnopt.teacher.head import Head
@@ -76,7 +76,7 @@ def draw_probe(
     if documents.sizes.max(initial=0) < params.length:
         longest = documents.sizes.max(initial=0)
         raise UserError(f"search.length: no held-out document has {params.length} tokens, the longest has {longest}")
-    words = words_of(tokenizer.batch_decode(list(documents)))
+    words = words_of(tokenizer.batch_decode(list(documents.first(ENOUGH))))
     try:
         items = recall_items(tokenizer, words, params.pairs, lists, params.seed)
     except ValueError as error:

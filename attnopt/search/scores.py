@@ -13,7 +13,8 @@ from attnopt.search.mixable import Mixable
 from attnopt.search.probe import Measured
 from attnopt.search.solve import Found, cost_of
 
-Measure = Callable[[Found], Measured]
+Measure = Callable[[Found, int], Measured]
+"""Of a mix, whose first layers, so many, the next ones have in common with it."""
 DOUBT = 0.1
 """Of the ridge: the variance of a measured mix about its prediction, over that of a score about what it should be."""
 
@@ -33,8 +34,8 @@ class Scores:
 def replaced(mixable: Mixable, measure: Measure, progress: Callable[[list], Iterable] = iter) -> Scores:
     """Of a layer that alone is replaced in the teacher."""
     kl, recall = (np.zeros((mixable.depth, len(mixable.names))) for _ in range(2))
-    for layer, candidate in progress(_places(mixable)):
-        found = measure(_with(mixable.uniform(0), layer, candidate))
+    for layer, candidate in progress(sorted(_places(mixable))):
+        found = measure(_with(mixable.uniform(0), layer, candidate), layer)
         kl[layer, candidate], recall[layer, candidate] = found.kl, found.recall
     return Scores(kl, recall)
 
@@ -43,8 +44,8 @@ def restored(mixable: Mixable, measure: Measure, progress: Callable[[list], Iter
     """What the teacher's layer, put back alone, gains in the student that has a candidate in every layer."""
     kl, recall = (np.zeros((mixable.depth, len(mixable.names))) for _ in range(2))
     for layer, candidate in progress(_places(mixable)):
-        whole = measure(tuple(mixable.uniform(candidate)))
-        found = measure(_with(mixable.uniform(candidate), layer, 0))
+        whole = measure(tuple(mixable.uniform(candidate)), 0)
+        found = measure(_with(mixable.uniform(candidate), layer, 0), layer)
         kl[layer, candidate], recall[layer, candidate] = whole.kl - found.kl, whole.recall - found.recall
     return Scores(kl, recall)
 

@@ -1,28 +1,44 @@
 """The search itself: scores of single layers, mixes solved for, measured whole and corrected for, and their rivals."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from attnopt.records.search import Way
+from attnopt.records.search import Cost, Way
 from attnopt.search import rivals
+from attnopt.search.costs import Costs
 from attnopt.search.mixable import Mixable
 from attnopt.search.params import SearchParams
+from attnopt.search.prefix import Prefix
 from attnopt.search.probe import Measured, Probe
-from attnopt.search.scores import corrected, replaced, restored
+from attnopt.search.scores import Scores, corrected, replaced, restored
 from attnopt.search.solve import Found, best_few, cost_of
 
 Progress = Callable[..., Iterable]
+NAMES: dict[Cost, tuple[str, str, str]] = {
+    "state": ("budgets", "bytes", "state"),
+    "decode": ("decode", "nanoseconds", "decoding step"),
+    "prefill": ("prefill", "nanoseconds", "prefill"),
+}
+"""Of a cost: the key of its budgets, its unit, and what softmax's is called."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A share of what softmax costs."""
+
+    cost: Cost
+    share: float
 
 
 @dataclass(frozen=True)
 class Budgeted:
-    """A mix for a budget, a share of softmax's state, and how it was found."""
+    """A mix for a budget, and how it was found."""
 
     way: Way
-    budget: float
+    budget: Budget
     mix: Found
 
 
@@ -30,50 +46,62 @@ class Budgeted:
 class Search:
     """A search in one library, on one probe.
 
-        search = Search(mixable, probe, costs, softmax_bytes, params)
+        search = Search(mixable, probe, {"state": state_costs(mixable, ids)}, params)
         search.run()
         [found.mix for found in search.found if found.way == "searched"]
 
     Args:
-        costs: (layers, candidates) bytes of state. softmax_bytes: of the whole model with softmax.
+        costs: of every sort that there is a budget of.
+        measured: what an earlier search measured on the same probe.
 
     Attributes, once run:
-        single, restored: scores of single layers. corrected: the totals that the last mixes were solved with.
+        single, restored: scores of single layers; the latter None where `params` do not ask for them. corrected: the
+            totals that the last mixes were solved with.
         found: the mixes by budget, those searched and their rivals.
         gap: totals of the mixes rescored first, over their sums; None where nothing was predicted.
     """
 
     mixable: Mixable
     probe: Probe
-    costs: np.ndarray
-    softmax_bytes: int
+    costs: Mapping[Cost, Costs]
     params: SearchParams
     progress: Progress = lambda steps, name: steps
-    found: list[Budgeted] = field(default_factory=list)
     measured: dict[Found, Measured] = field(default_factory=dict)
+    found: list[Budgeted] = field(default_factory=list)
+    restored: Scores | None = None
     gap: float | None = None
 
+    def __post_init__(self) -> None:
+        self.prefix = Prefix(self.mixable, self.probe.of)
+        self.budgets = budgets_of(self.params)
+
     def run(self) -> None:
-        """Raises: ValueError naming the budget that not even the smallest mix is within."""
-        smallest = int(self.costs.min(1).sum())
-        for share in self.params.budgets:
-            if smallest > self.allowed(share):
-                held = f"{smallest} bytes are the least, {self.allowed(share)} are allowed"
-                raise ValueError(f"budgets: {share} of softmax's state is less than any mix holds: {held}")
+        """Raises: ValueError naming the budget that not even the cheapest mix is within."""
+        self._refuse_small()
         self.single = replaced(self.mixable, self.measure, partial(self.progress, name="layers replaced"))
-        self.restored = restored(self.mixable, self.measure, partial(self.progress, name="layers restored"))
+        if self.params.restored:
+            self.restored = restored(self.mixable, self.measure, partial(self.progress, name="layers restored"))
         self.corrected = self._scores()
         self._rivals()
         self._solve()
 
-    def allowed(self, share: float) -> int:
-        """Bytes of a budget."""
-        return int(share * self.softmax_bytes)
+    def _refuse_small(self) -> None:
+        for budget in self.budgets:
+            each, allowed = self._within(budget)
+            if (least := int(each.min(1).sum())) > allowed:
+                name, unit, of = NAMES[budget.cost]
+                held = f"{least} {unit} are the least, {allowed} are allowed"
+                raise ValueError(f"{name}: {budget.share} of softmax's {of} is less than any mix needs: {held}")
 
-    def measure(self, mix: Found) -> Measured:
-        """A mix as a whole; measured once."""
+    def _within(self, budget: Budget) -> tuple[np.ndarray, int]:
+        """(layers, candidates) costs, and what they may sum up to."""
+        costs = self.costs[budget.cost]
+        return costs.each, costs.allowed(budget.share)
+
+    def measure(self, mix: Found, keep: int = 0) -> Measured:
+        """A mix as a whole; measured once. The next mixes have its first `keep` layers in common with it."""
         if mix not in self.measured:
-            self.measured[mix] = self.probe.of(self.mixable.mixed(mix))
+            self.measured[mix] = self.prefix.run(mix, keep)
         return self.measured[mix]
 
     def total(self, mix: Found) -> float:
@@ -82,13 +110,16 @@ class Search:
 
     def _scores(self) -> np.ndarray:
         """(layers, candidates) what is added up."""
-        replaced, restored = (scores.total(self.params.recall_weight) for scores in (self.single, self.restored))
-        return {"replaced": replaced, "restored": restored, "both": (replaced + restored) / 2}[self.params.score]
+        replaced = self.single.total(self.params.recall_weight)
+        if self.params.score == "replaced" or self.restored is None:
+            return replaced
+        restored = self.restored.total(self.params.recall_weight)
+        return restored if self.params.score == "restored" else (replaced + restored) / 2
 
     def _rivals(self) -> None:
         scores = self.corrected
-        for share in self.params.budgets:
-            within = (self.costs, self.allowed(share))
+        for budget in self.budgets:
+            within = self._within(budget)
             ways: dict[Way, Found | None] = {
                 "one": _one(scores, *within),
                 "uniform": rivals.interleaved(scores, *within, rivals.spread),
@@ -96,29 +127,34 @@ class Search:
                 "greedy": rivals.greedy(scores, *within),
                 "fewest_parameters": rivals.fewest_parameters(self.mixable.parameters(), *within),
             }
-            self.found += [Budgeted(way, share, mix) for way, mix in ways.items() if mix is not None]
+            self.found += [Budgeted(way, budget, mix) for way, mix in ways.items() if mix is not None]
             drawn = rivals.random_mixes(*within, self.params.draws, self.params.seed)
-            self.found += [Budgeted("random", share, mix) for mix in drawn]
+            self.found += [Budgeted("random", budget, mix) for mix in drawn]
         for one in self.progress(self.found, name="rivals"):
             self.measure(one.mix)
 
     def _solve(self) -> None:
         """Solve, measure the best few, correct the scores by them; in the end the best measured is what was sought."""
         first = self.corrected
-        few: dict[float, dict[Found, None]] = {share: {} for share in self.params.budgets}
+        few: dict[Budget, dict[Found, None]] = {budget: {} for budget in self.budgets}
         for _ in self.progress(range(self.params.rounds), name="rounds"):
-            for share, mixes in few.items():
-                solved = best_few(self.corrected, self.costs, self.allowed(share), self.params.rescored)
-                mixes |= dict.fromkeys(solved)
+            for budget, mixes in few.items():
+                mixes |= dict.fromkeys(best_few(self.corrected, *self._within(budget), self.params.rescored))
             totals = {mix: self.total(mix) for mixes in few.values() for mix in mixes}
             if self.gap is None:
                 sums = sum(cost_of(mix, first) for mix in totals)
                 self.gap = sum(totals.values()) / sums if sums > 0 else None
             self.corrected = corrected(first, totals)
-        for share, mixes in few.items():
+        for budget, mixes in few.items():
             best = min(mixes, key=self.total)
-            self.found.append(Budgeted("searched", share, best))
-            self.found += [Budgeted("rescored", share, mix) for mix in mixes if mix != best]
+            self.found.append(Budgeted("searched", budget, best))
+            self.found += [Budgeted("rescored", budget, mix) for mix in mixes if mix != best]
+
+
+def budgets_of(params: SearchParams) -> list[Budget]:
+    """Of state, then of time."""
+    shares: dict[Cost, list[float]] = {"state": params.budgets, "decode": params.decode, "prefill": params.prefill}
+    return [Budget(cost, share) for cost, of in shares.items() for share in of]
 
 
 def _one(scores: np.ndarray, costs: np.ndarray, budget: int) -> Found | None:

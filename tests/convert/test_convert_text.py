@@ -9,7 +9,7 @@ from attnopt.convert.findings import layer_map
 from attnopt.convert.study import chosen
 from attnopt.convert.text import read_texts, write_splits
 from attnopt.corpus.params import CorpusParams
-from attnopt.corpus.sources import documents
+from attnopt.corpus.sources import documents, open_sources
 
 
 def test_files_become_documents_of_three_splits(tmp_path: Path) -> None:
@@ -17,7 +17,8 @@ def test_files_become_documents_of_three_splits(tmp_path: Path) -> None:
     for i in range(5):
         (tmp_path / "in" / f"{i}.txt").write_text(f"text {i}\n = no title = \n")
     write_splits(read_texts(tmp_path / "in"), tmp_path / "out")
-    found = documents(CorpusParams(source="files", path=str(tmp_path / "out")))
+    sources = open_sources(CorpusParams(source="files", path=str(tmp_path / "out")))
+    found = {split: list(documents(source)) for split, source in sources.items()}
     assert {split: len(texts) for split, texts in found.items()} == {"train": 3, "valid": 1, "test": 1}
     assert "text 2" in found["valid"][0]
     assert "text 3" in found["test"][0]

@@ -20,7 +20,7 @@ from attnopt.tools import study
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 ROOMS = (
     *("core", "statistics", "records", "ops", "teacher", "mechanisms", "corpus", "report", "conformance"),
-    *("targets", "student", "training", "evaluation", "search", "bench", "export"),
+    *("targets", "student", "training", "evaluation", "bench", "search", "export"),
     *("settings", "tools", "stages", "convert", "cli"),
 )
 """From the ground up: a room imports those before it and itself, and no other."""

@@ -37,6 +37,8 @@ def search_record(environment: Environment) -> SearchRecord:
         length=1024,
         softmax_bytes=4 * BYTES[0],
         budgets=[0.125, 0.5],
+        decode=[],
+        prefill=[],
         score="replaced",
         recall_weight=1.0,
         scores=[_score(layer, name) for name in range(3) for layer in range(4)],

@@ -16,6 +16,7 @@ from attnopt.student.library import mixed_student, read_library
 from attnopt.student.params import StateParams
 from attnopt.student.swap import Swap
 from attnopt.targets.dataset import load_dataset
+from attnopt.tools.found_mixes import write_found_mixes
 
 VARIANTS = {"softmax": "softmax", "none": "none", "near": "window", "nearer": "window", "free": "performer"}
 SEARCH = {"budgets": [0.2, 0.7], "length": 32, "blocks": 2, "pairs": 2, "items": 2, "draws": 6, "held_out": 3}
@@ -94,6 +95,26 @@ def test_the_record_holds_scores_mixes_and_rivals(shelved: Workspace) -> None:
     assert single.kl == pytest.approx(scores[layer, single.layers[layer]].kl)
 
 
+def test_time_is_a_cost_like_state(shelved: Workspace) -> None:
+    shelved.set(search={"decode": [0.999, 5.0], "restored": False, "draws": 0})
+    shelved.run("search")
+    record = SearchRecord.read("results/search/record.json")
+    assert all(row.restored_kl is None and row.decode_ns and row.prefill_ns is None for row in record.scores)
+    times = {row.variant: row.decode_ns or 0 for row in record.scores}
+    for row in record.held_out:
+        if row.cost == "state":
+            assert row.measured is None
+        else:
+            spent = sum(times[name] for name in row.layers) / (2 * times["softmax"])
+            assert row.predicted == pytest.approx(spent)
+            assert spent <= row.budget
+            assert row.measured is not None
+            assert row.measured > 0
+    best = {row.budget: row for row in record.held_out if row.way == "searched" and row.cost == "decode"}
+    assert best[5.0].layers == ["softmax", "softmax"]
+    assert best[5.0].measured == pytest.approx(1, abs=0.5)
+
+
 def test_a_record_that_holds_stays_until_a_student_of_it_changed(shelved: Workspace) -> None:
     record = Path("results/search/record.json")
     shelved.run("search")
@@ -116,6 +137,24 @@ def test_what_was_searched_can_be_trained_as_a_mix(shelved: Workspace) -> None:
     assert [m.kind for m in mechanisms_of(load_student("models/best/0"))] == kinds
 
 
+def test_what_was_found_and_its_rivals_are_written_as_mixes(
+    shelved: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shelved.run("search")
+    write_found_mixes(0.7)
+    record, mixes = SearchRecord.read("results/search/record.json"), params.load_settings().mixes
+    layers = {tuple(sorted(mix["layers"].items())) for mix in mixes.values()}
+    assert len(layers) == len(mixes)
+    for row in record.mixes:
+        named = tuple((i, name) for i, name in enumerate(row.layers) if name != "softmax")
+        if row.budget == 0.7 and row.way not in ("rescored", "random") and named:
+            assert named in layers
+    assert "searched_700" in mixes
+    assert "`dvc repro` trains them" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^--write 0\.3: the search had no such budget of state, only \[0\.2, 0\.7\]"):
+        write_found_mixes(0.3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -125,6 +164,11 @@ def test_what_was_searched_can_be_trained_as_a_mix(shelved: Workspace) -> None:
         ),
         ({"variants": ["softmax"]}, r"^search: library has no variant to choose from besides softmax"),
         ({"variants": ["near"], "budgets": [0.01]}, r"^search\.budgets: 0\.01 of softmax's state is less than any mix"),
+        (
+            {"variants": ["near"], "decode": [1e-6]},
+            r"^search\.decode: 1e-06 of softmax's decoding step is less than any",
+        ),
+        ({"score": "both", "restored": False}, r"^params\.yaml: search: score both needs restored: true"),
         ({"length": 65}, r"^search\.length: 65 exceeds the teacher's 64 positions"),
         ({"pairs": 400}, r"^search\.pairs: 400 are not possible: \d+ words for 400 pairs"),
         ({"budgets": [0]}, r"'search\.budgets\.0' is 0: input should be greater than 0"),

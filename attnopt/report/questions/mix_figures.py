@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from attnopt.records.search import SearchRecord
+from attnopt.records.search import HeldOutRow, SearchRecord
 from attnopt.report.context import ZERO, Context
 from attnopt.report.parts import formats
 from attnopt.report.parts.figures import (
@@ -30,7 +30,7 @@ def figures(context: Context, found: SearchRecord, ways: Mapping[str, str]) -> l
 
 
 def _front(found: SearchRecord, ways: Mapping[str, str]) -> Figure:
-    frame = pd.DataFrame([row.model_dump() for row in found.held_out])
+    frame = pd.DataFrame([row.model_dump() for row in found.held_out if row.cost == "state"])
     frame = frame.assign(share=frame["bytes"] / found.softmax_bytes, layers=frame["layers"].map(" ".join))
     panels = []
     for key, title in {"kl": "On text", "recall": "On recalled values"}.items():
@@ -60,7 +60,7 @@ def _front(found: SearchRecord, ways: Mapping[str, str]) -> Figure:
 def _picture(context: Context, found: SearchRecord, ways: Mapping[str, str]) -> Figure:
     """A row per mix, a mark per layer in the variant's own look."""
     rows = [
-        {"mix": f"{formats.fraction(row.budget)}: {ways[row.way]}", "layer": i, "variant": name}
+        {"mix": f"{_budget(row)}: {ways[row.way]}", "layer": i, "variant": name}
         for row in found.held_out
         for i, name in enumerate(row.layers)
     ]
@@ -89,6 +89,8 @@ def _predicted(found: SearchRecord, ways: Mapping[str, str]) -> Figure:
     )
     panels = []
     for key, name in SUMS.items():
+        if frame[key].isna().all():
+            continue
         shown = frame[(frame[key] > ZERO) & (frame["total"] > ZERO)]
         ends = [float(shown[key].min()), float(shown[key].max())] if len(shown) else []
         series = [Series("as predicted", Style("front", "none"), ends, ends, points=False)] if ends else []
@@ -126,13 +128,17 @@ def _scores(found: SearchRecord) -> Figure:
         name="mix_scores",
         title="What a layer costs when it alone is replaced",
         alt="KL of the teacher with one layer replaced, by layer and variant.",
-        caption="Valid split, nats per token. The download has the scores of layers restored alone too.",
+        caption="Valid split, nats per token. The download has the scores of layers restored alone too, if measured.",
         views=one_view(*panels),
         frame=frame,
         command=COMMAND,
         columns=2,
         height=row_height(len(found.variants)),
     )
+
+
+def _budget(row: HeldOutRow) -> str:
+    return formats.fraction(row.budget) + ("" if row.cost == "state" else f" of {row.cost} time")
 
 
 def _style(context: Context, variant: str) -> Style:

@@ -4,7 +4,7 @@ from itertools import groupby
 
 import pandas as pd
 
-from attnopt.records.search import HeldOutRow, SearchRecord
+from attnopt.records.search import Cost, HeldOutRow, SearchRecord
 from attnopt.report.context import Answer, Context, absent
 from attnopt.report.parts import formats
 from attnopt.report.parts.tables import Column, Table, column
@@ -26,13 +26,15 @@ WAYS = {
 RIVALS = {"uniform": "two variants interleaved", "greedy": "the greedy mix"}
 """Those that the short answer speaks of."""
 MEASURES = {"kl": "KL", "recall": "recall"}
+COSTS: dict[Cost, str] = {"state": "state", "decode": "decoding time", "prefill": "prefill time"}
+Budget = tuple[Cost, float]
 
 
 def answer(context: Context) -> Answer:
     found = context.records.search
     if found is None:
         return absent(SLUG, QUESTION, "`attnopt search` left no record")
-    told = [_found(found, budget) for budget in found.budgets]
+    told = [_found(found, budget) for budget in _budgets(found)]
     return Answer(
         slug=SLUG,
         question=QUESTION,
@@ -48,22 +50,34 @@ def answer(context: Context) -> Answer:
     )
 
 
-def _searched(found: SearchRecord, budget: float) -> HeldOutRow:
-    return next(row for row in found.held_out if row.way == "searched" and row.budget == budget)
+def _budgets(found: SearchRecord) -> list[Budget]:
+    shares: dict[Cost, list[float]] = {"state": found.budgets, "decode": found.decode, "prefill": found.prefill}
+    return [(cost, share) for cost, of in shares.items() for share in of]
 
 
-def _found(found: SearchRecord, budget: float) -> str:
+def _within(cost: Cost, share: float) -> str:
+    return f"{formats.fraction(share)} of softmax’s {COSTS[cost]}"
+
+
+def _found(found: SearchRecord, budget: Budget) -> str:
     """What stands where, and how good it is beside the rivals."""
-    best = _searched(found, budget)
-    rows = {row.way: row for row in found.held_out if row.budget == budget}
+    rows = {row.way: row for row in found.held_out if (row.cost, row.budget) == budget}
+    best = rows["searched"]
     against = [f"{_beside(rows[way])} {name}" for way, name in RIVALS.items() if way in rows]
     beside = f": {formats.listing(against)}" if against else ""
-    within = f"Within {formats.fraction(budget)} of softmax’s state at {formats.length(found.length)} tokens"
+    within = f"Within {_within(*budget)} at {formats.length(found.length)} tokens"
     return (
         f"{within} the search puts **{stretches(best.layers)}**, before any training as a whole at a KL of "
         f"{formats.plus_minus(best.kl, best.kl_se)} on text and "
-        f"{formats.plus_minus(best.recall, best.recall_se)} on recalled values{beside}."
+        f"{formats.plus_minus(best.recall, best.recall_se)} on recalled values{beside}.{_clocked(best)}"
     )
+
+
+def _clocked(row: HeldOutRow) -> str:
+    """What a mix for a budget of time was predicted to take, and took."""
+    if row.measured is None or row.predicted is None:
+        return ""
+    return f" It takes {formats.times(row.measured)} softmax’s time, {formats.times(row.predicted)} by its layers."
 
 
 def _beside(rival: HeldOutRow) -> str:
@@ -92,13 +106,14 @@ def _verdict(more: float | None, error: float | None) -> str:
 def _rivals(found: SearchRecord) -> list[str]:
     """Where the random mixes lie, whose spread says what choosing is worth."""
     out = []
-    for budget in found.budgets:
-        drawn = [row.total for row in found.mixes if row.way == "random" and row.budget == budget]
-        best = next(row.total for row in found.mixes if row.way == "searched" and row.budget == budget)
+    for budget in _budgets(found):
+        mine = [row for row in found.mixes if (row.cost, row.budget) == budget]
+        drawn = [row.total for row in mine if row.way == "random"]
+        best = next(row.total for row in mine if row.way == "searched")
         if len(drawn) > 1:
             spread = pd.Series(drawn)
             out.append(
-                f"At {formats.fraction(budget)}, {len(drawn)} random mixes come to {formats.number(spread.mean())} in "
+                f"At {_within(*budget)}, {len(drawn)} random mixes come to {formats.number(spread.mean())} in "
                 f"all on the valid split (standard deviation {formats.number(spread.std())}, the best "
                 f"{formats.number(spread.min())}), the searched one to {formats.number(best)}."
             )
@@ -131,13 +146,16 @@ def stretches(layers: list[str]) -> str:
 
 
 def _table(found: SearchRecord) -> Table:
-    rows = sorted(found.held_out, key=lambda row: (row.budget, row.way != "searched", row.kl))
+    rows = sorted(
+        found.held_out, key=lambda row: (row.cost != "state", row.cost, row.budget, row.way != "searched", row.kl)
+    )
     frame = pd.DataFrame([row.model_dump() for row in rows]).assign(
         layers=[" ".join(row.layers) for row in rows],
         told=[stretches(row.layers) for row in rows],
-        group=[_heading(row.budget) for row in rows],
+        group=[f"At most {_within(row.cost, row.budget)}" for row in rows],
         share=[row.bytes / found.softmax_bytes for row in rows],
     )
+    timed = [column("time over softmax’s", "measured", formats.times)] if frame["measured"].notna().any() else []
     return Table(
         name="mixes",
         title="Mixes of the library’s layers on the test split",
@@ -145,6 +163,7 @@ def _table(found: SearchRecord) -> Table:
             Column("chosen", lambda r: WAYS[r["way"]], "text"),
             column("layers", "told", kind="wide"),
             column("state over softmax’s", "share", formats.times),
+            *timed,
             Column("KL", lambda r: formats.plus_minus(r["kl"], r["kl_se"])),
             Column("more than searched", lambda r: formats.plus_minus(r["more_kl"], r["more_kl_se"])),
             Column("KL of recalled values", lambda r: formats.plus_minus(r["recall"], r["recall_se"])),
@@ -157,7 +176,3 @@ def _table(found: SearchRecord) -> Table:
         "differences are over the same texts. Ahead or behind: by more than "
         f"{STANDARD_ERRORS} of them. Layers as transfer left them.",
     )
-
-
-def _heading(budget: float) -> str:
-    return f"At most {formats.fraction(budget)} of softmax’s state"
