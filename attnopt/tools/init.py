@@ -1,5 +1,6 @@
 """A study that stands alone: a folder that runs on the installed package, without a checkout."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,8 @@ def init_study(folder: Path, study: str, git: bool | None = None, dvc: bool = Tr
                 path.rename(target / path.name)
         else:
             made.rename(target)
-    print(f"{folder} holds the study '{study}'; `cd {folder} && dvc repro` runs it")
+    enter = "" if target == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
+    print(f"{folder} holds the study '{study}'; `{enter}dvc repro` runs it")
 
 
 def write_pipeline(folder: Path) -> None:
