@@ -24,7 +24,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="A new folder, or one that is empty.")],
     study: Annotated[str, typer.Option(help=f"What params.yaml holds: {NAMES}.", autocompletion=studies)] = "mini",
     git: Annotated[
-        bool | None, typer.Option(help="A git repository of its own; left out, where it does not lie in one.")
+        bool | None, typer.Option(help="A git repository of its own; by default where the folder lies in none.")
     ] = None,
     dvc: Annotated[bool, typer.Option(help="A DVC repository, as `dvc repro` needs.")] = True,
     pipeline: Annotated[
