@@ -41,7 +41,7 @@ class Installed:
         """What a command prints, as a shell finds it in which this environment is active."""
         env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "DVC_", "ATTNOPT_"))}
         env |= {"PATH": os.pathsep.join([str(self.folder / "bin"), os.environ["PATH"]]), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=280, check=False)
+        done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=560, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
