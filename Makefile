@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: repro test test-fast lint types docs clean
+.PHONY: repro test test-fast lint types docs dist clean
 
 repro: $(VENV)/installed
 	dvc repro
@@ -25,6 +25,12 @@ types: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 	@echo "The site: $(CURDIR)/build/site/index.html"
+
+dist: $(VENV)/installed-dev
+	pip install --quiet --constraint constraints.txt build twine
+	rm -rf build/dist
+	python -m build --no-isolation --outdir build/dist > /dev/null
+	twine check --strict build/dist/*
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -10,15 +10,25 @@ from typing import Annotated, Any
 
 import typer
 
+from attnopt.core.code import use_own_mechanisms
 from attnopt.core.errors import RunError, UserError
+from attnopt.tools.commands import checkpoints, code, doctor, init, merge_lock, pretrain, study
+from attnopt.tools.complete import mix_names, student_names, variant_names
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 OF_STAGE = "Left out, it is that of the DVC stage which runs this: dvc.yaml hands no name to a shell."
-VariantName = Annotated[str | None, typer.Argument(help=f"A name from `variants` in params.yaml. {OF_STAGE}")]
-MixName = Annotated[str | None, typer.Argument(help=f"A name from `mixes` in params.yaml. {OF_STAGE}")]
+VariantName = Annotated[
+    str | None, typer.Argument(help=f"A name from `variants` in params.yaml. {OF_STAGE}", autocompletion=variant_names)
+]
+MixName = Annotated[
+    str | None, typer.Argument(help=f"A name from `mixes` in params.yaml. {OF_STAGE}", autocompletion=mix_names)
+]
 OneOrAll = Annotated[
     str | None,
-    typer.Argument(help="A name from `variants` in params.yaml; else all whose record no longer holds."),
+    typer.Argument(
+        help="A name from `variants` in params.yaml; else all whose record no longer holds.",
+        autocompletion=student_names,
+    ),
 ]
 StudentFolder = Annotated[Path, typer.Argument(help="A student's folder (models/performer/0), or an exported one.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="At most so many.")]
@@ -42,6 +52,23 @@ def _name_of_stage(stage: str) -> str:
     if not found.startswith(f"{stage}@"):
         raise UserError(f"{stage}: a name from params.yaml is needed: attnopt {stage} NAME")
     return found.removeprefix(f"{stage}@")
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"attnopt {version('attnopt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -234,70 +261,14 @@ def conform(target: Annotated[str, typer.Argument(help="A mechanism's name, or m
         raise typer.Exit(1)
 
 
-@app.command()
-def study(
-    name: Annotated[str, typer.Argument(help="mini, all, mixture, gpt2, smollm2: a file of studies/.")],
-) -> None:
-    """Write a named study into params.yaml; `dvc repro` then runs it."""
-    from attnopt.tools.study import apply_study
-
-    apply_study(name)
-
-
-@app.command()
-def merge_lock(
-    base: Annotated[Path, typer.Argument(help="%O of git: dvc.lock as both sides had it.")],
-    ours: Annotated[Path, typer.Argument(help="%A: as it is here; the result is written to it.")],
-    theirs: Annotated[Path, typer.Argument(help="%B: as it is on the other machine.")],
-) -> None:
-    """Merge dvc.lock of two machines, stage by stage: git's merge driver of it, see docs/many-machines.md."""
-    from attnopt.tools.lock import merge_lock as merge
-
-    if twice := merge(base, ours, theirs):
-        print(f"dvc.lock: run on both sides, so that `dvc repro` looks at them again: {', '.join(twice)}")
-
-
-@app.command()
-def checkpoints(prune: Annotated[bool, typer.Option(help="Remove those that no process holds.")] = False) -> None:
-    """List, or remove, the checkpoints of interrupted runs."""
-    from attnopt.core import checkpoint
-
-    if prune:
-        print(f"removed {checkpoint.prune_checkpoints()}")
-    for key, mib, hours in checkpoint.list_checkpoints():
-        print(f"{key}  {mib:8.1f} MiB  {hours:6.1f} h ago")
-
-
-@app.command()
-def doctor() -> None:
-    """Say what this machine has: versions, device, precision, and whether a hub can be asked."""
-    from attnopt.tools.doctor import diagnose
-
-    print(diagnose())
-
-
-@app.command()
-def pretrain(
-    wikitext: Annotated[Path, typer.Argument(help="Folder with WikiText-2's train.txt.")],
-    start: Annotated[Path, typer.Argument(help="Folder of the teacher of 256 positions that it grows from.")],
-    out: Annotated[Path, typer.Option(help="Where the model is written.")] = Path("mini-gpt2"),
-    steps: Annotated[int, typer.Option(min=1)] = 1500,
-    lr: Annotated[float, typer.Option(min=0)] = 3e-3,
-    seed: int = 0,
-) -> None:
-    """Make the bundled teacher, of 1024 positions, that copies and recalls.
-
-    It grows from the one that was bundled before (attnopt/assets/mini-gpt2 at 43c4871), takes an hour on two cores and
-    goes on where it was stopped. Use it with `teacher: {source: path, path: OUT}`.
-    """
-    from attnopt.tools.pretrain.run import pretrain as train
-
-    train(wikitext, out, steps, lr, seed, start)
+for command in (study, init, code, merge_lock, checkpoints, doctor, pretrain):
+    app.command()(command)
 
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, a failed run one line and exit code 1."""
     _use_this_checkout()
+    use_own_mechanisms(Path())
     gc.set_threshold(50_000)  # torch and transformers import a million objects: 0.5 s, looked through 700 at a time
     try:
         app()

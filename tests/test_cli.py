@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from conftest import ROOT, Workspace
 
 from attnopt.cli import main
+from attnopt.tools.complete import mix_names, studies, variant_names
 
 RUN = [sys.executable, "-m", "attnopt.cli"]
 
@@ -101,6 +103,33 @@ def test_a_process_ends_with_one_line_and_exit_code_2(workspace: Workspace) -> N
     workspace.set(distill={"stepz": 1})
     check_refused(in_a_process("tokenize"), "unknown key 'distill.stepz' (did you mean 'steps'?)")
     assert not Path("data").exists()
+
+
+def test_a_shell_completes_names_from_params(workspace: Workspace) -> None:
+    assert variant_names("no") == ["none"]
+    assert mix_names("") == []
+    assert studies("smol") == ["smollm2"]
+    workspace.set(distill={"stepz": 1})
+    assert variant_names("no") == []
+
+
+@pytest.mark.parametrize(("words", "told"), [("study smo", "smollm2"), ("distill no", "none"), ("bench so", "softmax")])
+def test_a_shell_is_told_what_it_asks_for(workspace: Workspace, words: str, told: str) -> None:
+    env = {"_ATTNOPT_COMPLETE": "complete_bash", "COMP_WORDS": f"attnopt {words}", "COMP_CWORD": "2"}
+    code = "import sys; from attnopt.cli import main; sys.argv = ['attnopt']; main()"
+    asked = os.environ | env | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", code], env=asked, capture_output=True, text=True)
+    assert ended.stdout.split() == [told], ended.stderr
+
+
+def test_the_version_is_that_of_the_package(attnopt: Command) -> None:
+    assert attnopt("--version").stdout == f"attnopt {metadata.version('attnopt')}\n"
+
+
+def test_a_new_study_s_refusal_is_one_line(workspace: Workspace, refused: Refused) -> None:
+    refused("text is there and not an empty folder", "init", "text")
+    refused("unknown study 'smolm2' (did you mean 'smollm2'?)", "init", "new", "--study", "smolm2")
+    assert not Path("new").exists()
 
 
 def test_help_lists_the_stages(attnopt: Command) -> None:

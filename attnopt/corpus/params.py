@@ -11,16 +11,23 @@ class CorpusParams(Section):
     """Where the text comes from and how it is cut. With source teacher, training text is sampled from the teacher."""
 
     source: Literal["enwiki-sample", "hub", "files", "teacher"] = "enwiki-sample"
+    """The bundled articles, a data set of a hub, files of yours, or what the teacher writes."""
     held_out: Literal["enwiki-sample", "hub", "files"] = "enwiki-sample"
     """Where valid and test come from with source teacher."""
     seed: Count = 0
     """Of what source teacher samples."""
     path: str | None = None
+    """With files: the folder of train.txt, valid.txt and test.txt."""
     id: str | None = None
+    """With hub: the data set's id;"""
     config: str | None = None
+    """its configuration;"""
     revision: str | None = None
+    """a commit, tag or branch of it;"""
     column: str = "text"
+    """and the column with the text."""
     block: Annotated[int, Field(ge=8)] = 128
+    """Tokens of a block: what training and evaluation read at once."""
     long_block: Positive | None = None
     """Cut the train split into longer blocks of so many tokens too, for `distill.long_share`; null: none."""
     long_across: bool = False

@@ -9,8 +9,10 @@ from ruamel.yaml import YAML
 from attnopt import settings as params
 from attnopt.core.errors import UserError
 from attnopt.core.files import written_aside
+from attnopt.core.section import spelling_hint
+from attnopt.tools.shipped import shipped
 
-STUDIES = Path("studies")
+STUDIES = shipped("studies")
 DEFAULT = "mini"
 WHOLE = ("variants", "mixes")
 """Sections that a study names in full or not at all."""
@@ -31,7 +33,7 @@ def compose_study(name: str) -> str:
     """The text of params.yaml for a study, comments kept. Raises UserError that lists the studies."""
     if name not in study_names():
         raise UserError(
-            f"unknown study '{name}'; known: {', '.join(study_names()) or 'none (no studies/ folder here)'}"
+            f"unknown study '{name}'{spelling_hint(name, study_names())}; known: {', '.join(study_names())}"
         )
     base = yaml_writer().load((STUDIES / f"{DEFAULT}.yaml").read_text(encoding="utf-8"))
     if name != DEFAULT:

@@ -19,12 +19,17 @@ class PhaseParams(Section):
     """A phase of training: its budget, learning rates, and what trains. A variant's section overrides single keys."""
 
     steps: Count | None = 0
+    """Steps of the optimizer; 0 leaves the phase out, null where epochs are given."""
     epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training text in place of steps."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    """The highest learning rate."""
     mechanism_lr: Annotated[float, Field(gt=0)] | None = None
     """Of the mechanism's own parameters; null: lr."""
     warmup: Count = 20
+    """Steps in which the learning rate rises to it."""
     train: Literal["mechanism", "attention", "all"] = "attention"
+    """What trains: the mechanism's own parameters, the attention layers with it, or the whole model."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
@@ -37,6 +42,7 @@ class TransferParams(PhaseParams):
     """Attention transfer: every layer's output matched on the teacher's own inputs."""
 
     loss: Literal["outputs", "weights", "both"] = "outputs"
+    """What is matched: layers' outputs, or their attention weights where the mechanism has such."""
     layers: Literal["online", "cached", "in_turn"] = "online"
     """Whether the teacher's layers are run at every step, or what they get and give is read from disk: it is written
     once for all variants, in 4 C bytes per token and layer, under .checkpoints. In turn: one layer after the other,
@@ -51,9 +57,13 @@ class DistillParams(PhaseParams):
     """Distillation on logits, and what all phases share: batches, precision, processes, logging."""
 
     steps: Count | None = 200
+    """As in every phase."""
     kl: Term = "forward"
+    """The divergence from the teacher: forward KL, reverse KL or JSD; none: cross-entropy alone."""
     ce_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight in the loss of the cross-entropy to the text."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Both models' logits are divided by it in the loss."""
     patience: Positive | None = None
     """Stop after this many looks at the validation KL without a new best, and keep the best; null: train to the end."""
     keep: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default=[])
@@ -63,6 +73,7 @@ class DistillParams(PhaseParams):
     accumulate: Positive = 1
     """Parts of a process' share of the batch that are taken one after the other."""
     processes: Positive = 1
+    """Processes that train together, each with its share of the batch."""
     sharding: Literal["none", "full"] = "none"
     """Whether each of several processes keeps both models whole (DDP), or its part of their layers (FSDP2)."""
     recompute: bool = False
@@ -71,16 +82,27 @@ class DistillParams(PhaseParams):
     long_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The last share of all steps takes blocks of `corpus.long_block` tokens, fewer of them, for as many tokens."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of the optimizer."""
     clip: Annotated[float, Field(gt=0)] = 1.0
+    """The largest norm of all gradients together; longer ones are shortened to it."""
     fit: bool = True
+    """Whether mechanisms are fitted to the teacher's activations before training;"""
     fit_blocks: Positive = 16
+    """and on how many blocks."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward passes; auto: bfloat16 where the hardware multiplies it faster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
     loss_chunk: Positive = 256
+    """Positions whose logits exist at the same time."""
     log_every: Positive = 10
+    """Steps from one row of the history to the next."""
     valid_every: Positive = 50
+    """Steps from one look at the validation KL to the next;"""
     valid_blocks: Positive = 32
+    """and blocks that it is measured on."""
     checkpoint_every: Positive = 50
+    """Steps from one checkpoint to the next."""
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
@@ -114,7 +136,9 @@ class LoraParams(PhaseParams):
     """A light last phase: low-rank adapters on the attention's projections, merged when it ends."""
 
     rank: Positive = 8
+    """Of the adapters."""
     alpha: Positive = 16
+    """Their output is scaled by alpha / rank."""
     targets: list[str] | None = None
     """Last parts of the projections' names, such as v_proj and o_proj; null: all of the attention layers."""
 
@@ -123,7 +147,9 @@ class SeedParams(Section):
     """What a run's seed drives, unless fixed here: with data fixed, `seeds` give the spread over random features."""
 
     data: Count | None = None
+    """The order of the data; null: the run's seed."""
     features: Count | None = None
+    """What mechanisms draw, such as random features; null: the run's seed."""
 
 
 class Seeds(NamedTuple):

@@ -175,8 +175,7 @@ def test_every_mechanism_is_in_the_study_of_all() -> None:
 
 
 @pytest.mark.parametrize("name", ["mini", "all", "gpt2", "smollm2"])
-def test_studies_are_valid(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(study, "STUDIES", ROOT / "studies")
+def test_studies_are_valid(name: str, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(study.compose_study(name))
     settings.load_settings(tmp_path / "params.yaml")
 

@@ -29,7 +29,8 @@ def test_a_tag_makes_no_object(workspace: Workspace, tag: str) -> None:
 
 
 @pytest.mark.parametrize("tag", TAGS)
-def test_nor_does_one_in_a_study(workspace: Workspace, tag: str) -> None:
+def test_nor_does_one_in_a_study(workspace: Workspace, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "STUDIES", Path("studies"))
     Path("studies").mkdir()
     Path("studies/mini.yaml").write_text(workspace.params.read_text() + f"report: {tag}\n")
     before = workspace.params.read_text()
@@ -94,7 +95,8 @@ def test_a_name_cannot_lead_out_of_its_folder_or_into_a_shell(workspace: Workspa
 
 
 @pytest.mark.parametrize("name", ["../params", "/etc/passwd", "..", "mini/../../params", ""])
-def test_a_study_s_name_cannot_either(workspace: Workspace, name: str) -> None:
+def test_a_study_s_name_cannot_either(workspace: Workspace, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "STUDIES", Path("studies"))
     Path("studies").mkdir()
     Path("studies/mini.yaml").write_text(workspace.params.read_text())
     with pytest.raises(UserError, match="unknown study"):

@@ -25,7 +25,8 @@ A key on the command line: `dvc exp run -S corpus.block=256`.
 def page() -> str:
     """Markdown: a table for the top level, one for each section, and for what variants and mixes have of their own."""
     study = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    sections = {name: field.annotation for name, field in Settings.model_fields.items() if is_section(field.annotation)}
+    fields: dict[str, Any] = {name: field.annotation for name, field in Settings.model_fields.items()}
+    sections = {name: model for name, model in fields.items() if is_section(model)}
     top = [name for name in Settings.model_fields if name not in sections]
     parts = [HEAD, "## The study {#study}\n", table(Settings, top, "", {})]
     for name, model in sections.items():
