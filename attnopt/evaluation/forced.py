@@ -1,6 +1,7 @@
 """Some tokens of given texts, as teacher and student predict them; what the teacher says is computed once."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnopt.ops.divergence import forward_kl
-from attnopt.student.distance import LOGITS
+from attnopt.student.distance import in_pieces
 from attnopt.teacher.head import Head, hidden_states
 
 Measures = dict[str, np.ndarray]
@@ -37,9 +38,8 @@ class Forced:
         found = []
         for part, theirs, tokens in progress([*zip(self._parts(), self.hidden, self.tokens, strict=True)]):
             ours = self._hidden(student, *part)
-            step = max(1, LOGITS // len(head.weight))
-            for pieces in zip(ours.split(step), theirs.split(step), tokens.split(step), strict=True):
-                found.append(_compared(head, self.head, *pieces))
+            compare = partial(_compared, head, self.head)
+            found.append(in_pieces(compare, len(head.weight), ours, theirs, tokens))
         return {name: torch.cat([piece[name] for piece in found]).cpu().numpy() for name in found[0]}
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:

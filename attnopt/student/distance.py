@@ -35,6 +35,22 @@ def compare_distributions(log_p: Tensor, log_q: Tensor, targets: Tensor) -> dict
     }
 
 
+def in_pieces(compare: Callable[..., dict[str, Tensor]], vocabulary: int, *tensors: Tensor) -> dict[str, Tensor]:
+    """`compare` of pieces of tensors (N, ...) whose logits would be too many at once: its measures (N,), put together.
+
+    They are written where they stay. Kept one by one, each small tensor would lie among the logits of the next piece
+    and split the room they leave, so that a process grows by all logits that it ever had.
+    """
+    found: dict[str, Tensor] = {}
+    count, step = len(tensors[0]), max(1, LOGITS // vocabulary)
+    for start in range(0, max(count, 1), step):
+        for name, values in compare(*(t[start : start + step] for t in tensors)).items():
+            if name not in found:
+                found[name] = values.new_empty(count)
+            found[name][start : start + step] = values
+    return found
+
+
 @torch.no_grad()
 def per_token(
     student: Any,
@@ -50,15 +66,16 @@ def per_token(
     Args:
         teacher_hidden: gives the teacher's final hidden states (b, T, C) of a slice of the blocks, and their ids.
     """
-    device, step = head.weight.device, max(1, LOGITS // len(head.weight))
-    found: dict[str, list[Tensor]] = {name: [] for name in SUMS}
+    found: list[dict[str, Tensor]] = []
+
+    def compared(theirs: Tensor, ours: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        log_p, log_q = (torch.log_softmax(h(x).float(), -1) for h, x in ((teacher_head, theirs), (head, ours)))
+        return compare_distributions(log_p, log_q, targets)
+
     for start in progress(range(0, len(blocks), batch)):
         part = slice(start, min(start + batch, len(blocks)))
-        ids = token_ids(blocks[part], device)
+        ids = token_ids(blocks[part], head.weight.device)
         ours, theirs = hidden_states(student, ids)[:, :-1], teacher_hidden(part, ids)[:, :-1]
-        for pieces in zip(*(t.flatten(0, 1).split(step) for t in (theirs, ours, ids[:, 1:])), strict=True):
-            log_p = torch.log_softmax(teacher_head(pieces[0]).float(), -1)
-            log_q = torch.log_softmax(head(pieces[1]).float(), -1)
-            for name, values in compare_distributions(log_p, log_q, pieces[2]).items():
-                found[name].append(values.cpu())
-    return {name: torch.cat(values).view(len(blocks), -1).numpy() for name, values in found.items()}
+        flat = (t.flatten(0, 1) for t in (theirs, ours, ids[:, 1:]))
+        found.append(in_pieces(compared, len(head.weight), *flat))
+    return {name: torch.cat([part[name].cpu() for part in found]).view(len(blocks), -1).numpy() for name in SUMS}
