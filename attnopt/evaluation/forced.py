@@ -1,7 +1,6 @@
 """Some tokens of given texts, as teacher and student predict them; what the teacher says is computed once."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnopt.ops.divergence import forward_kl
-from attnopt.student.distance import in_pieces
+from attnopt.student.distance import LOGITS, put_together
 from attnopt.teacher.head import Head, hidden_states
 
 Measures = dict[str, np.ndarray]
@@ -35,12 +34,14 @@ class Forced:
     def measure(self, student: Any, head: Head, progress: Any = iter) -> Measures:
         """Of each token asked for, (N,): `kl_forward` to the teacher, `ce` and `teacher_ce` in nats, `top1_agreement`
         of the two, and whether the arg-max is the token itself: `right`, `teacher_right`."""
-        found = []
+        return put_together(self._compared(student, head, progress), sum(map(len, self.tokens)))
+
+    def _compared(self, student: Any, head: Head, progress: Any) -> Iterator[dict[str, Tensor]]:
+        step = max(1, LOGITS // len(head.weight))
         for part, theirs, tokens in progress([*zip(self._parts(), self.hidden, self.tokens, strict=True)]):
             ours = self._hidden(student, *part)
-            compare = partial(_compared, head, self.head)
-            found.append(in_pieces(compare, len(head.weight), ours, theirs, tokens))
-        return {name: torch.cat([piece[name] for piece in found]).cpu().numpy() for name in found[0]}
+            for pieces in zip(ours.split(step), theirs.split(step), tokens.split(step), strict=True):
+                yield _compared(head, self.head, *pieces)
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.ids, self.asked, strict=True)

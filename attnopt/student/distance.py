@@ -1,6 +1,6 @@
 """How far a student is from its teacher, token by token: dense, both directions, on held-out text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,20 +35,21 @@ def compare_distributions(log_p: Tensor, log_q: Tensor, targets: Tensor) -> dict
     }
 
 
-def in_pieces(compare: Callable[..., dict[str, Tensor]], vocabulary: int, *tensors: Tensor) -> dict[str, Tensor]:
-    """`compare` of pieces of tensors (N, ...) whose logits would be too many at once: its measures (N,), put together.
+def put_together(pieces: Iterable[dict[str, Tensor]], count: int) -> dict[str, np.ndarray]:
+    """The measures of N = `count` tokens, (N,) each, from those of some at a time.
 
-    They are written where they stay. Kept one by one, each small tensor would lie among the logits of the next piece
-    and split the room they leave, so that a process grows by all logits that it ever had.
+    They are written where they stay. Kept one by one, small tensors would lie among the logits that come and go and
+    split the room which these leave: a process would grow by all logits that it ever had.
     """
     found: dict[str, Tensor] = {}
-    count, step = len(tensors[0]), max(1, LOGITS // vocabulary)
-    for start in range(0, max(count, 1), step):
-        for name, values in compare(*(t[start : start + step] for t in tensors)).items():
+    start = 0
+    for piece in pieces:
+        for name, values in piece.items():
             if name not in found:
-                found[name] = values.new_empty(count)
-            found[name][start : start + step] = values
-    return found
+                found[name] = torch.empty(count, dtype=values.dtype)
+            found[name][start : (stop := start + len(values))] = values
+        start = stop
+    return {name: values.numpy() for name, values in found.items()}
 
 
 @torch.no_grad()
@@ -66,16 +67,20 @@ def per_token(
     Args:
         teacher_hidden: gives the teacher's final hidden states (b, T, C) of a slice of the blocks, and their ids.
     """
-    found: list[dict[str, Tensor]] = []
+    step = max(1, LOGITS // len(head.weight))
 
-    def compared(theirs: Tensor, ours: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        log_p, log_q = (torch.log_softmax(h(x).float(), -1) for h, x in ((teacher_head, theirs), (head, ours)))
-        return compare_distributions(log_p, log_q, targets)
+    def pieces() -> Iterator[dict[str, Tensor]]:
+        for start in progress(range(0, len(blocks), batch)):
+            part = slice(start, min(start + batch, len(blocks)))
+            ids = token_ids(blocks[part], head.weight.device)
+            ours, theirs = hidden_states(student, ids)[:, :-1], teacher_hidden(part, ids)[:, :-1]
+            for piece in zip(*(t.flatten(0, 1).split(step) for t in (theirs, ours, ids[:, 1:])), strict=True):
+                yield _compared(teacher_head, head, *piece)
 
-    for start in progress(range(0, len(blocks), batch)):
-        part = slice(start, min(start + batch, len(blocks)))
-        ids = token_ids(blocks[part], head.weight.device)
-        ours, theirs = hidden_states(student, ids)[:, :-1], teacher_hidden(part, ids)[:, :-1]
-        flat = (t.flatten(0, 1) for t in (theirs, ours, ids[:, 1:]))
-        found.append(in_pieces(compared, len(head.weight), *flat))
-    return {name: torch.cat([part[name].cpu() for part in found]).view(len(blocks), -1).numpy() for name in SUMS}
+    found = put_together(pieces(), len(blocks) * (blocks.shape[1] - 1))
+    return {name: found[name].reshape(len(blocks), -1) for name in SUMS}
+
+
+def _compared(teacher_head: Head, head: Head, theirs: Tensor, ours: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    log_p, log_q = (torch.log_softmax(h(x).float(), -1) for h, x in ((teacher_head, theirs), (head, ours)))
+    return compare_distributions(log_p, log_q, targets)

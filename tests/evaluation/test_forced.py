@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from planted import HEAD, VOCAB
 
+from attnopt.evaluation import forced
 from attnopt.evaluation.forced import Forced, rows_per_pass
 
 
@@ -23,7 +24,7 @@ class Table:
 def test_measures_are_those_of_the_whole_logits_at_the_tokens_asked_for(
     rows: int, logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("attnopt.student.distance.LOGITS", logits)
+    monkeypatch.setattr(forced, "LOGITS", logits)
     g = torch.Generator().manual_seed(0)
     ids = torch.randint(VOCAB, (5, 20), generator=g)
     asked = torch.rand(5, 20, generator=g) < 0.4
