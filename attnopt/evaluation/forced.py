@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnopt.ops.divergence import forward_kl
-from attnopt.student.distance import LOGITS
+from attnopt.student.distance import LOGITS, put_together
 from attnopt.teacher.head import Head, hidden_states
 
 Measures = dict[str, np.ndarray]
@@ -34,13 +34,14 @@ class Forced:
     def measure(self, student: Any, head: Head, progress: Any = iter) -> Measures:
         """Of each token asked for, (N,): `kl_forward` to the teacher, `ce` and `teacher_ce` in nats, `top1_agreement`
         of the two, and whether the arg-max is the token itself: `right`, `teacher_right`."""
-        found = []
+        return put_together(self._compared(student, head, progress), sum(map(len, self.tokens)))
+
+    def _compared(self, student: Any, head: Head, progress: Any) -> Iterator[dict[str, Tensor]]:
+        step = max(1, LOGITS // len(head.weight))
         for part, theirs, tokens in progress([*zip(self._parts(), self.hidden, self.tokens, strict=True)]):
             ours = self._hidden(student, *part)
-            step = max(1, LOGITS // len(head.weight))
             for pieces in zip(ours.split(step), theirs.split(step), tokens.split(step), strict=True):
-                found.append(_compared(head, self.head, *pieces))
-        return {name: torch.cat([piece[name] for piece in found]).cpu().numpy() for name in found[0]}
+                yield _compared(head, self.head, *pieces)
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.ids, self.asked, strict=True)

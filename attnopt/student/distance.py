@@ -1,6 +1,6 @@
 """How far a student is from its teacher, token by token: dense, both directions, on held-out text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,23 @@ def compare_distributions(log_p: Tensor, log_q: Tensor, targets: Tensor) -> dict
     }
 
 
+def put_together(pieces: Iterable[dict[str, Tensor]], count: int) -> dict[str, np.ndarray]:
+    """The measures of N = `count` tokens, (N,) each, from those of some at a time.
+
+    They are written where they stay. Kept one by one, small tensors would lie among the logits that come and go and
+    split the room which these leave: a process would grow by all logits that it ever had.
+    """
+    found: dict[str, Tensor] = {}
+    start = 0
+    for piece in pieces:
+        for name, values in piece.items():
+            if name not in found:
+                found[name] = torch.empty(count, dtype=values.dtype)
+            found[name][start : (stop := start + len(values))] = values
+        start = stop
+    return {name: values.numpy() for name, values in found.items()}
+
+
 @torch.no_grad()
 def per_token(
     student: Any,
@@ -50,15 +67,20 @@ def per_token(
     Args:
         teacher_hidden: gives the teacher's final hidden states (b, T, C) of a slice of the blocks, and their ids.
     """
-    device, step = head.weight.device, max(1, LOGITS // len(head.weight))
-    found: dict[str, list[Tensor]] = {name: [] for name in SUMS}
-    for start in progress(range(0, len(blocks), batch)):
-        part = slice(start, min(start + batch, len(blocks)))
-        ids = token_ids(blocks[part], device)
-        ours, theirs = hidden_states(student, ids)[:, :-1], teacher_hidden(part, ids)[:, :-1]
-        for pieces in zip(*(t.flatten(0, 1).split(step) for t in (theirs, ours, ids[:, 1:])), strict=True):
-            log_p = torch.log_softmax(teacher_head(pieces[0]).float(), -1)
-            log_q = torch.log_softmax(head(pieces[1]).float(), -1)
-            for name, values in compare_distributions(log_p, log_q, pieces[2]).items():
-                found[name].append(values.cpu())
-    return {name: torch.cat(values).view(len(blocks), -1).numpy() for name, values in found.items()}
+    step = max(1, LOGITS // len(head.weight))
+
+    def pieces() -> Iterator[dict[str, Tensor]]:
+        for start in progress(range(0, len(blocks), batch)):
+            part = slice(start, min(start + batch, len(blocks)))
+            ids = token_ids(blocks[part], head.weight.device)
+            ours, theirs = hidden_states(student, ids)[:, :-1], teacher_hidden(part, ids)[:, :-1]
+            for piece in zip(*(t.flatten(0, 1).split(step) for t in (theirs, ours, ids[:, 1:])), strict=True):
+                yield _compared(teacher_head, head, *piece)
+
+    found = put_together(pieces(), len(blocks) * (blocks.shape[1] - 1))
+    return {name: found[name].reshape(len(blocks), -1) for name in SUMS}
+
+
+def _compared(teacher_head: Head, head: Head, theirs: Tensor, ours: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    log_p, log_q = (torch.log_softmax(h(x).float(), -1) for h, x in ((teacher_head, theirs), (head, ours)))
+    return compare_distributions(log_p, log_q, targets)

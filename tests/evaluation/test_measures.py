@@ -1,13 +1,16 @@
 """Evaluation: the measures against torch's own, positions aligned, perplexities per unit."""
 
 import math
+import os
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Workspace
+from conftest import ROOT, Workspace
 
 from attnopt import settings as params
 from attnopt.evaluation import measures as evaluate
@@ -52,3 +55,32 @@ def test_summary_counts_words_and_bytes_of_the_split() -> None:
     assert found.kl_by_position == [0.2] * 7
     assert found.kl_forward_se == pytest.approx(0)
     assert found.tokens == 28
+
+
+GROWN = """
+import numpy as np, resource, sys, torch
+from attnopt.student.distance import per_token
+from attnopt.teacher.head import Head
+
+class Model:
+    def base_model(self, input_ids, use_cache):
+        return type("Out", (), {"last_hidden_state": torch.randn(*input_ids.shape, 4)})
+
+def peaks(blocks):
+    for block in blocks:
+        yield block
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+head = Head(torch.randn(49152, 4), None, 1.0)
+ids = np.zeros((6, 512), dtype=np.int64)
+per_token(Model(), head, lambda part, ids: torch.randn(*ids.shape, 4), head, ids, 1, peaks)
+"""
+
+
+def test_a_process_does_not_grow_with_the_logits_it_has_seen() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GROWN], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    peaks = [int(mib) for mib in done.stdout.split()]
+    assert peaks[-1] < peaks[0] + 400, peaks  # kept one by one they were 300 MiB a block
