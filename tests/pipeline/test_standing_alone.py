@@ -39,8 +39,8 @@ class Installed:
 
     def run(self, where: Path, *command: str) -> str:
         """What a command prints, as a shell finds it in which this environment is active."""
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "DVC_", "ATTNOPT_"))}
-        env |= {"PATH": os.pathsep.join([str(self.folder / "bin"), os.environ["PATH"]]), "HF_HUB_OFFLINE": "1"}
+        path = os.pathsep.join([str(self.folder / "bin"), os.environ["PATH"]])
+        env = bare_environment() | {"PATH": path, "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=560, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -69,11 +69,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     venv.create(folder / "venv", symlinks=True)
     python = folder / "venv" / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--quiet", "--python", str(python), "install", "--no-deps", "--no-index"]
-    subprocess.run([*pip, str(wheel)], check=True)
+    subprocess.run([*pip, str(wheel)], env=bare_environment(), check=True)
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     # no .pth in there is read, and so the checkout, installed as editable, is not found
     (site / "tests.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     return Installed(folder / "venv", sdist, wheel)
+
+
+def bare_environment() -> dict[str, str]:
+    """Without what would make a checkout visible that lies elsewhere."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "DVC_", "ATTNOPT_"))}
 
 
 def built(tree: Path, what: str) -> str:
