@@ -15,7 +15,7 @@ import pytest
 from attnopt.core.errors import UserError
 from attnopt.records.sample import SampleRecord
 from attnopt.report import page
-from attnopt.report.render import fill
+from attnopt.report.render import fill, png
 
 from . import fake
 from .conftest import QUICK
@@ -195,6 +195,14 @@ def test_the_same_records_give_the_same_files(tmp_path):
             {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
         )
     assert files[0] == files[1]
+
+
+def test_no_process_is_forked_beside_threads_of_torch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    monkeypatch.setattr(png, "ProcessPoolExecutor", None)
+    chosen = fake.write(tmp_path, ["none"])
+    page.write_report(tmp_path, chosen, QUICK, tmp_path / "reports")
+    assert (tmp_path / "reports/figures/pareto.png").is_file()
 
 
 def test_a_report_that_fails_leaves_the_old_one(tmp_path):

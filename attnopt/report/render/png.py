@@ -33,10 +33,13 @@ LOOK: Any = {
 def draw_pngs(figures: Sequence[Figure], folder: Path) -> dict[str, list[str]]:
     """Draw all figures, on Linux in a process for each core: a figure takes a fifth of a second, and nothing shares it.
 
+    One after the other where torch is loaded, as `attnopt convert` has it: a process forked beside its threads may wait
+    for a lock that none of them will let go.
+
     Returns: the names of each figure's files.
     """
     draw = partial(draw_png, folder=folder)
-    if sys.platform != "linux" or len(figures) < 2:
+    if sys.platform != "linux" or len(figures) < 2 or "torch" in sys.modules:
         drawn = list(map(draw, figures))
     else:
         with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
