@@ -202,7 +202,7 @@ def test_no_process_is_forked_beside_threads_of_torch(tmp_path, monkeypatch):
     monkeypatch.setattr(png, "ProcessPoolExecutor", None)
     chosen = fake.write(tmp_path, ["none"])
     page.write_report(tmp_path, chosen, QUICK, tmp_path / "reports")
-    assert (tmp_path / "reports/figures/pareto.png").is_file()
+    assert len(list((tmp_path / "reports/figures").glob("*.png"))) > 1
 
 
 def test_a_report_that_fails_leaves_the_old_one(tmp_path):
