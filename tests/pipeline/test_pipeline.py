@@ -174,10 +174,13 @@ def test_every_mechanism_is_in_the_study_of_all() -> None:
     assert set(committed_kinds()) <= set(everything["variants"].values())
 
 
-@pytest.mark.parametrize("name", ["mini", "all", "gpt2", "smollm2"])
+@pytest.mark.parametrize("name", study.study_names())
 def test_studies_are_valid(name: str, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(study.compose_study(name))
-    settings.load_settings(tmp_path / "params.yaml")
+    found = settings.load_settings(tmp_path / "params.yaml")
+    searched = found.search.variants or [n for n, kind in found.variants.items() if n not in found.controls]
+    shares = [found.variant(n).state.share or 1.0 for n in searched]
+    assert min(shares) <= min(found.search.budgets), "no mix is so small"
 
 
 def test_params_are_written_as_dvc_writes_them() -> None:
