@@ -143,6 +143,22 @@ def small_world(tiny: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> Work
     return Workspace(path)
 
 
+def every_stage_in_seconds(workspace: Workspace) -> None:
+    """What all stages but distill need, so that a test can run them one after the other."""
+    workspace.set(
+        transfer={"steps": 2},
+        seed={},
+        state={},
+        align={},
+        lora={},
+        evaluate={"probe_blocks": 2, "lengths": [64], "recall": {"copy": [0]}, "items": 4},
+        search={"budgets": [0.7], "length": 32, "blocks": 2, "pairs": 2, "items": 2, "draws": 4, "held_out": 3},
+        bench={"lengths": [16], "operation_lengths": [], "min_iterations": 2, "min_seconds": 0, "phases": ["decode"]},
+        report={"lengths": [32], "resamples": 100},
+    )
+    workspace.set(bench={"max_spread": 1e9, "decode_tokens": 2, "threads": 1, "device": "cpu"})
+
+
 @pytest.fixture
 def workspace(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return small_world(tiny, tmp_path, monkeypatch)

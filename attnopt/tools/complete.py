@@ -5,10 +5,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from attnopt.settings import Settings
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def variant_names(incomplete: str) -> list[str]:

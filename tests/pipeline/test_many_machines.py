@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from conftest import ROOT, small_world
+from conftest import ROOT, every_stage_in_seconds, small_world
 
 from attnopt.cli import app
 from attnopt.core.files import read_json
@@ -120,18 +120,9 @@ def _study(tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         controls=["softmax", "none"],
         masks={"candidates": ["last:1", "window:4"]},
         window={"window": 8},
-        transfer={"steps": 2},
         distill={"steps": 4},
-        seed={},
-        state={},
-        align={},
-        lora={},
-        evaluate={"probe_blocks": 2, "lengths": [64], "recall": {"copy": [0]}, "items": 4},
-        search={"budgets": [0.7], "length": 32, "blocks": 2, "pairs": 2, "items": 2, "draws": 4, "held_out": 3},
-        bench={"lengths": [16], "operation_lengths": [], "min_iterations": 2, "min_seconds": 0, "phases": ["decode"]},
-        report={"lengths": [32], "resamples": 100},
     )
-    workspace.set(bench={"max_spread": 1e9, "decode_tokens": 2, "threads": 1, "device": "cpu"})
+    every_stage_in_seconds(workspace)
     listed = subprocess.run(["git", "ls-files", *CODE], cwd=ROOT, capture_output=True, text=True, check=False)
     for file in listed.stdout.splitlines():
         target = folder / file

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import PARAMS, ROOT, Workspace, small_world
+from conftest import PARAMS, ROOT, Workspace, every_stage_in_seconds, small_world
 
 from attnopt.core.files import read_json
 
@@ -102,18 +102,9 @@ def shrink(study: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Workspac
         controls=[],
         window={"window": 8},
         mine={},
-        transfer={"steps": 2},
         distill={"steps": 2},
-        seed={},
-        state={},
-        align={},
-        lora={},
-        evaluate={"probe_blocks": 2, "lengths": [64], "recall": {"copy": [0]}, "items": 4},
-        search={"budgets": [0.7], "length": 32, "blocks": 2, "pairs": 2, "items": 2, "draws": 4, "held_out": 3},
-        bench={"lengths": [16], "operation_lengths": [], "min_iterations": 2, "min_seconds": 0, "phases": ["decode"]},
-        report={"lengths": [32], "resamples": 100},
     )
-    small.set(bench={"max_spread": 1e9, "decode_tokens": 2, "threads": 1, "device": "cpu"})
+    every_stage_in_seconds(small)
     return small
 
 
